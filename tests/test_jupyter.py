@@ -5,7 +5,11 @@ from __future__ import annotations
 import re
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
+import pytest
+from IPython.core.completer import provisionalcompleter
+from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from support import NEWEST, REPORTED, ROOT, ChildRunner, run_python
 from synthetic import make_run
@@ -13,6 +17,8 @@ from test_snapshot import snapshot
 
 from analysis.engine.completion import Completion
 from analysis.jupyter import FORMATTERS, html_of
+from analysis.runs.derive import failed_requests
+from analysis.runs.store import load_run
 from analysis.workloads.workload import Request, Workload
 
 
@@ -135,3 +141,62 @@ def test_recording_checking_and_treating_may_last_over_cells() -> None:
     done = run_python(NEWEST, _OVER_CELLS, timeout_s=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["EngineError"]  # ended out of order
+
+
+def shell_with(**names: Any) -> InteractiveShell:
+    shell = InteractiveShell()
+    shell.run_line_magic("load_ext", "analysis.jupyter")
+    shell.user_ns.update(names)
+    return shell
+
+
+def completed(shell: InteractiveShell, line: str) -> set[str]:
+    with provisionalcompleter():
+        return {found.text for found in shell.Completer.completions(line, len(line))}
+
+
+def test_explain_takes_the_first_failed_request_and_completes_ids() -> None:
+    (small,) = (ROOT / "data" / "recorded" / "04_first_wrong_step-3.1.0").glob("small-*")
+    run = load_run(small)
+    first = failed_requests(run.requests, run.trials).iloc[0]
+    shell = shell_with(mine=run)
+    for line in ("mine", f"mine {first['request_id']}", f"{small} {first['request_id']}"):
+        explanation = shell.run_line_magic("explain", line)
+        assert explanation.request_id == first["request_id"]
+    assert "mine" in completed(shell, "%explain mi")
+    found = completed(shell, "%explain mine r00")
+    assert found == set(failed_requests(run.requests, run.trials)["request_id"])
+    assert completed(shell, f"%explain mine {first['request_id']} 3") == {first["trial_id"]}
+    for wrong in ("", "nothing", "mine r9999"):
+        with pytest.raises(UsageError):
+            shell.run_line_magic("explain", wrong)
+
+
+_SANITIZED_CELL = """
+from IPython.core.interactiveshell import InteractiveShell
+from analysis.engine import Engine
+
+shell = InteractiveShell()
+shell.run_line_magic("load_ext", "analysis.jupyter")
+with Engine() as engine:
+    shell.user_ns["engine"] = engine
+    shell.run_cell_magic("sanitize", "engine", "answer = engine.generate('1 2 3 ', 3)")
+    assert shell.user_ns["answer"].outcome == "ok"
+    assert "Findings" in type(shell.user_ns["findings"]).__name__
+    try:
+        shell.run_cell_magic("sanitize", "engine", "1 / 0")
+    except ZeroDivisionError:
+        print("raised")
+    assert engine.generate("1 2 3 ", 3).outcome == "ok"
+try:
+    shell.run_cell_magic("sanitize", "nothing", "1")
+except Exception as error:
+    print(error)
+"""
+
+
+def test_a_cell_is_sanitized() -> None:
+    done = run_python(NEWEST, _SANITIZED_CELL, timeout_s=120)
+    assert done.returncode == 0, done.stderr
+    assert "raised\n" in done.stdout
+    assert done.stdout.endswith("Give the name of a running engine: `%%sanitize engine`.\n")

@@ -18,6 +18,7 @@ from analysis.jupyter.explanation_html import explanation_html
 from analysis.jupyter.facts_html import completion_html, engine_html, run_html, workload_html
 from analysis.jupyter.findings_html import finding_html, findings_html
 from analysis.jupyter.images import image_html, show
+from analysis.jupyter.magics import register
 from analysis.jupyter.replay import replay
 
 if TYPE_CHECKING:
@@ -45,12 +46,13 @@ FORMATTERS: dict[str, Callable[[Any], str]] = {
 
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
-    """Register the formatters (`%load_ext analysis.jupyter`)."""
+    """Register the formatters and magics (`%load_ext analysis.jupyter`)."""
     formatter: Any = shell.display_formatter.formatters["text/html"]  # type: ignore[union-attr,unused-ignore]
     for path, render in FORMATTERS.items():
         module, _, name = path.rpartition(".")
         formatter.for_type_by_name(module, name, render)
     formatter.for_type(Image, image_html)
+    register(shell)
 
 
 def html_of(value: object) -> str:
