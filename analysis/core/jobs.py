@@ -125,7 +125,8 @@ def write_job(job: Mapping[str, Any], directory: Path, parent: int) -> None:
     """Make a job's directory, for a child of the process `parent`. Raises OSError."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / JOB).write_text(json.dumps({**job, "parent": parent}))
-    (directory / ANSWERS).touch()
+    for name in (ANSWERS, OUTPUT):
+        (directory / name).touch()
 
 
 def read_job(directory: Path) -> dict[str, Any]:
