@@ -108,13 +108,14 @@ class _Server:
         os.set_blocking(self._process.stdout.fileno(), False)
         self.forks_left, self._ended = _FORKS, False
         self._unread = b""
-        self._forks: list[Forked] = []
+        self._forks: dict[str, Forked] = {}
+        """By directory; one that is used again has the later fork."""
 
     @property
     def finished(self) -> bool:
         """Whether it has ended, or has made all its forks, and they have; it is closed then."""
         self.read()
-        working = self.forks_left or any(fork.returncode is None for fork in self._forks)
+        working = self.forks_left or any(fork.returncode is None for fork in self._forks.values())
         if working and not self._ended:
             return False
         self.close()
@@ -123,7 +124,7 @@ class _Server:
     def fork(self, job: Mapping[str, Any], directory: Path) -> Forked:
         jobs.write_job(job, directory, self._process.pid)
         fork = Forked(self, directory)
-        self._forks.append(fork)
+        self._forks[str(directory)] = fork
         self.forks_left -= 1
         self.write(directory=str(directory))
         known = self.wait(lambda: fork.pid is not None or fork.returncode is not None, _START_S)
@@ -147,7 +148,7 @@ class _Server:
         return True
 
     def read(self) -> None:
-        """Take over what the server has said."""
+        """Take over the messages of the server."""
         assert self._process.stdout is not None
         while not self._ended:
             try:
@@ -158,21 +159,15 @@ class _Server:
             *lines, self._unread = (self._unread + data).split(b"\n")
             for line in lines:
                 self._take(json.loads(line))
-        for fork in self._forks:
+        for fork in self._forks.values():
             if fork.returncode is None:
                 self._lose(fork)
 
-    def _take(self, said: dict[str, Any]) -> None:
-        fork = next(
-            fork
-            for fork in self._forks
-            if fork.returncode is None
-            and said.get("directory", str(fork.directory)) == str(fork.directory)
-            and said["pid"] in (None, fork.pid or said["pid"])
-        )
-        fork.pid = said["pid"]
-        fork.errno = said.get("errno")
-        fork.returncode = said.get("status")
+    def _take(self, message: dict[str, Any]) -> None:
+        fork = self._forks[message["directory"]]
+        fork.pid = message["pid"]
+        fork.errno = message.get("errno")
+        fork.returncode = message.get("status")
 
     def _lose(self, fork: Forked) -> None:
         """End a fork of a server that has ended: it was killed, too."""
@@ -197,31 +192,28 @@ class _Server:
 def _serve(name: str, parent: int) -> None:
     """Fork for each directory that comes in, until the input ends; report what becomes of it."""
     children.die_with_parent(parent)
-    answers = os.dup(1)
-    os.dup2(2, 1)  # what a library prints is no answer
+    messages = os.dup(1)
+    os.dup2(2, 1)  # what a library prints is no message
     module = importlib.import_module(name)
     # What cannot be imported fails in each fork, which says so.
     with contextlib.suppress(Exception):
         module.preload()
+    # A collection in a fork would copy every page of what was imported.
+    gc.collect()
+    gc.freeze()
     # Threads of NumPy and PyArrow, which both prepare for a fork.
-    # A collection in a fork would copy every page of what was imported.
-    gc.collect()
-    gc.freeze()
-    # A collection in a fork would copy every page of what was imported.
-    gc.collect()
-    gc.freeze()
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
     ended, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    running = set[int]()
+    running = dict[int, str]()
     unread = b""
     while True:
         ready, _, _ = select.select([0, ended], [], [])
         if ended in ready:
             os.read(ended, 65536)
-            _reap(running, answers)
+            _reap(running, messages)
         if 0 in ready:
             data = os.read(0, 65536)
             if not data:
@@ -235,25 +227,26 @@ def _serve(name: str, parent: int) -> None:
                 try:
                     pid = os.fork()
                 except OSError as error:
-                    _say(answers, **command, pid=None, errno=error.errno, status=1)
+                    _emit(messages, **command, pid=None, errno=error.errno, status=1)
                     continue
                 if pid == 0:
-                    for handle in (answers, ended, wake):
+                    for handle in (messages, ended, wake):
                         os.close(handle)
                     _become(module, Path(command["directory"]))
-                running.add(pid)
-                _say(answers, **command, pid=pid)
+                running[pid] = command["directory"]
+                _emit(messages, **command, pid=pid)
 
 
-def _reap(running: set[int], answers: int) -> None:
-    for pid in list(running):
+def _reap(running: dict[int, str], messages: int) -> None:
+    for pid, directory in list(running.items()):
         # It stays a zombie until its session is killed, so that no other process has its id.
         if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             continue
         _signal(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
-        running.remove(pid)
-        _say(answers, pid=pid, status=os.waitstatus_to_exitcode(status))
+        del running[pid]
+        code = os.waitstatus_to_exitcode(status)
+        _emit(messages, directory=directory, pid=pid, status=code)
 
 
 def _signal(pid: int, number: int) -> None:
@@ -267,8 +260,8 @@ def _signal(pid: int, number: int) -> None:
                 os.kill(pid, number)
 
 
-def _say(answers: int, **what: Any) -> None:
-    os.write(answers, json.dumps(what).encode() + b"\n")
+def _emit(messages: int, **message: Any) -> None:
+    os.write(messages, json.dumps(message).encode() + b"\n")
 
 
 def _become(module: Any, directory: Path) -> NoReturn:

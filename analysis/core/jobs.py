@@ -50,10 +50,6 @@ class Child:
         self._read += len(whole + newline)
         return [json.loads(line) for line in whole.split(b"\n") if line]
 
-    def last_line(self) -> str:
-        """Return the last line of the child's output."""
-        return last_line(self.directory)
-
     def kill(self) -> None:
         """Kill the child and its children."""
         children.kill_group(self.process)
@@ -94,7 +90,7 @@ def ask(
                 if not ended:
                     time.sleep(_TICK_S)
             if child.process.returncode != 0:
-                raise error(f"{name} failed: {child.last_line()}")
+                raise error(f"{name} failed: {last_line(child.directory)}")
         finally:
             child.kill()
 

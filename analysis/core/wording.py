@@ -75,6 +75,11 @@ def p_value(value: float) -> str:
     return "p < 0.0001" if value < 0.0001 else f"p = {value:.2g}"
 
 
+def finding_name(rule: str, cause: object) -> str:
+    """Return the name of a kind of findings: "page-leak (dropped)"."""
+    return f"{rule} ({cause})" if cause else rule
+
+
 def capitalised(text: str) -> str:
     """Return a text with a capital first letter, and the rest unchanged."""
     return text[:1].upper() + text[1:]

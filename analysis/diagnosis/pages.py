@@ -20,6 +20,8 @@ from analysis.snapshots.snapshot import Snapshot
 
 FREE, CACHED, UNOWNED = "free", "cached", "unowned"
 """Owners of a page that are not requests."""
+OWNED = ("live", "cached", "leaked")
+"""States of `owned_spans`, from the strongest: a page that is cached and held is live."""
 _NO_REQUEST = (FREE, CACHED, UNOWNED)
 _BRIEF = 3
 """Most events between a request's drop of a page and the page's return to the pool."""

@@ -14,7 +14,7 @@ from analysis.core.wording import counted
 from analysis.jupyter.images import image_html, show
 from analysis.plots.failure_rate import failure_rate
 from analysis.plots.tables import outcomes_table
-from analysis.runs.store import MANIFEST, Run, load_run
+from analysis.runs.store import MANIFEST, Run, load_run, load_run_trials
 from analysis.sweep.plan import Plan
 from analysis.sweep.runner import run_sweep
 
@@ -50,7 +50,7 @@ class BackgroundSweep:
         if self.error is not None:
             return f"ended: {self.error}"
         planned = len(self.plan.trials())
-        missing = planned - len(self.run.trials) if self._begun else planned
+        missing = planned - len(load_run_trials(self.path)) if self._begun else planned
         if self.running:
             return f"running, {missing} of {counted(planned, 'trial')} to come"
         return "finished" if missing <= 0 else f"cancelled, {missing} of {planned} trials missing"
@@ -123,7 +123,7 @@ def sweep_html(sweep: BackgroundSweep) -> str:
     parts = [f"<p>Sweep in {escape(str(sweep.path))}: {escape(sweep.state)}.</p>"]
     try:
         run = sweep.run
-    except RunError:  # not begun, or a trial was half-read
+    except RunError:  # it has not begun
         return parts[0]
     if len(run.trials):
         alt = "Share of failed requests so far against concurrency; the table has numbers."

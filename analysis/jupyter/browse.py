@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.core.errors import RunError
+from analysis.core.wording import finding_name
 from analysis.jupyter.frames import FramedPage, framed
 from analysis.runs.derive import failed_requests
 from analysis.runs.schema import FAILURES
@@ -48,15 +49,15 @@ def browse(run: Run) -> FramedPage:
 def _row(row: Mapping[Any, Any], findings: Mapping[Any, pd.DataFrame]) -> dict[str, Any]:
     found = findings.get((row["trial_id"], row["request_id"]))
     listed = [] if found is None else found.head(_SHOWN).to_dict("records")
-    told = [[f"{one['rule']} ({one['cause']})", one["message"]] for one in listed]
-    values = {**row, "first": told[0][0] if told else None}
+    about = [[finding_name(one["rule"], one["cause"]), one["message"]] for one in listed]
+    values = {**row, "first": about[0][0] if about else None}
     return {
         "trial": row["trial_id"],
         "request": row["request_id"],
         "failed": row["outcome"] in FAILURES,
         "cells": [_plain(values[name]) for name in _COLUMNS],
         "facts": {label: _plain(row[name]) for name, label in _FACTS.items() if _known(row[name])},
-        "findings": told,
+        "findings": about,
     }
 
 

@@ -49,7 +49,9 @@ def register(shell: InteractiveShell) -> None:
         try:
             run = _run(shell, words[0])
             if len(words) == 1:
-                words += _failed(run)[0] if _failed(run) else [""]
+                if not (failed := _failed(run)):
+                    raise UsageError(f"No request of {run.path} failed. Name the one to explain.")
+                words += failed[0]
             return explain(run, *words[1:])
         except CachelabError as error:
             raise UsageError(str(error)) from error

@@ -1,4 +1,4 @@
-"""A recording to step through: pages, trie, batches in flight and stack at every event."""
+"""A recording to step through: pages, trie, pending invocations and stack at every event."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.core.errors import RunError, shown
-from analysis.core.wording import listed
-from analysis.diagnosis.pages import owned_spans
+from analysis.core.errors import RunError
+from analysis.core.wording import finding_name, listed
+from analysis.diagnosis.pages import OWNED, owned_spans
+from analysis.diagnosis.request_trace import check_trial
 from analysis.jupyter.frames import FramedPage, framed
 from analysis.plots.style import STATE_COLOURS
 from analysis.recording.recording import Recording
@@ -19,8 +20,6 @@ from analysis.runs.schema import EVENT_KINDS, FAILURES
 from analysis.runs.store import Run
 from analysis.sanitizer.findings import Findings
 
-_STATES = ("live", "cached", "leaked")
-"""From the strongest: a page that is cached and held is live."""
 _MORE = ("pages", "node", "parent", "ref_count", "tokens_hit", "wanted", "free_pages", "outcome",
          "operation", "message")  # fmt: skip
 """Columns of events that are shown where they have a value."""
@@ -60,19 +59,18 @@ def replay(
     data = _data(events.sort_values("seq"), invocations, found, set(failed), pages)
     return framed(
         "replay.html.j2", f"Replay of {title}", data, _HEIGHT, jumps=list(_JUMPS.items()),
-        colours=[(state, STATE_COLOURS[state]) for state in _STATES],
+        colours=[(state, STATE_COLOURS[state]) for state in OWNED],
         cell=12 if pages > _MANY else 22,
     )  # fmt: skip
 
 
 def _trial(run: Run, trial_id: str | None) -> str:
-    known = list(run.trials["trial_id"])
-    if trial_id is None and len(known) == 1:
-        trial_id = known[0]
-    if trial_id not in known:
-        asked = "Give a trial" if trial_id is None else f"{run.path} has no trial {shown(trial_id)}"
-        raise RunError(f"{asked}. It has {listed(known, most=6)}.")
-    assert trial_id is not None
+    if trial_id is None:
+        known = list(run.trials["trial_id"])
+        if len(known) != 1:
+            raise RunError(f"Give a trial. It has {listed(known, most=6)}.")
+        trial_id = str(known[0])
+    check_trial(run, trial_id)
     refuse_light(run.path, run.manifest, trial_id)
     return trial_id
 
@@ -94,7 +92,7 @@ def _data(
     kinds = {kind: n for n, kind in enumerate(events["kind"].unique())}
     ended = events["kind"].eq("done") & events["request_id"].isin(failed)
     found = [
-        [index(row["seq"]), _named(row), row["message"]]
+        [index(row["seq"]), finding_name(row["rule"], row["cause"]), row["message"]]
         for row in findings.to_dict("records")
         if pd.notna(row["seq"])
     ]
@@ -107,7 +105,7 @@ def _data(
     }
     last = int(seqs[-1])
     return {
-        "pages": pages, "states": _STATES, "requests": requests, "kinds": list(kinds),
+        "pages": pages, "states": OWNED, "requests": requests, "kinds": list(kinds),
         "meaning": [EVENT_KINDS.get(kind, "") for kind in kinds],
         "seq": seqs.tolist(), "t": events["t_s"].round(6).tolist(),
         "kind": events["kind"].map(kinds).tolist(),
@@ -115,7 +113,7 @@ def _data(
         "stack": events["stack"].map(stacks).fillna(-1).astype(int).tolist(),
         "stacks": list(stacks), "more": _more(events),
         "spans": [
-            [page, _STATES.index(state), number.get(owner, -1), index(begin),
+            [page, OWNED.index(state), number.get(owner, -1), index(begin),
              count if end >= last else index(end)]
             for page, state, owner, begin, end in owned_spans(events) if page < pages
         ],
@@ -124,10 +122,6 @@ def _data(
         "findings": found, "jumps": jumps,
         "first": next((jumps[kind][0] for kind in ("finding", "failure") if jumps[kind]), 0),
     }  # fmt: skip
-
-
-def _named(row: Mapping[Any, Any]) -> str:
-    return f"{row['rule']} ({row['cause']})" if row["cause"] else str(row["rule"])
 
 
 def _more(events: pd.DataFrame) -> dict[int, dict[str, Any]]:

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from analysis.core.errors import RunError, shown
-from analysis.core.wording import listed
+from analysis.core.errors import RunError
+from analysis.diagnosis.request_trace import check_trial
 from analysis.report.memory_viz import memory_snapshot
 from analysis.report.perfetto import perfetto_trace
-from analysis.runs.manifest import refuse_light
+from analysis.runs.manifest import is_whole, refuse_light
 from analysis.runs.packing import new_place, whole_or_not
 from analysis.runs.schema import TABLES
 from analysis.runs.store import Run, load_run
@@ -34,7 +34,9 @@ def hand_over(path: Path, out: Path, format: Format, trials: Sequence[str] = ())
     """
     out = new_place(out)
     run = load_run(path, controls=bool(trials))
-    chosen = _trials(run, trials)
+    for trial_id in trials:
+        check_trial(run, trial_id)
+    chosen = list(trials) or list(run.trials["trial_id"])
     with whole_or_not(out) as temporary:
         if format == "csv":
             for name in TABLES:
@@ -47,26 +49,15 @@ def hand_over(path: Path, out: Path, format: Format, trials: Sequence[str] = ())
     return out
 
 
-def _trials(run: Run, wanted: Sequence[str]) -> list[str]:
-    known = list(run.trials["trial_id"])
-    if unknown := [name for name in wanted if name not in known]:
-        raise RunError(
-            f"{run.path} has no trial {shown(unknown[0])}. It has {listed(known, most=6)}."
-        )
-    return list(wanted) or known
-
-
 def _recorded(run: Run, chosen: Sequence[str], wanted: Sequence[str]) -> list[str]:
     """Return the chosen trials with events; raise RunError if there are none."""
-    if wanted:
-        for trial_id in wanted:
-            refuse_light(run.path, run.manifest, trial_id)
-    elif run.manifest.get("light"):
-        chosen = [name for name in chosen if name in run.manifest.get("whole_trials", ())]
-        if not chosen:
-            refuse_light(run.path, run.manifest)
+    whole = [name for name in chosen if is_whole(run.manifest, name)]
+    for trial_id in wanted:
+        refuse_light(run.path, run.manifest, trial_id)
+    if not whole:
+        refuse_light(run.path, run.manifest)
     recorded = set(run.events["trial_id"])
-    found = [name for name in chosen if name in recorded]
+    found = [name for name in whole if name in recorded]
     if lacking := [name for name in wanted if name not in recorded] or (not found and chosen):
         raise RunError(
             f"Nothing was recorded of {lacking[0]}. Sweep again with `--observe events`, with"

@@ -29,12 +29,12 @@ def memory_snapshot(run: Run, trial_id: str) -> bytes:
     (trial,) = run.trials[run.trials["trial_id"] == trial_id].to_dict("records")
     events = run.events[run.events["trial_id"] == trial_id].sort_values("seq")
     trace, used = _trace(events)
-    size = int(trial["page_count"]) * PAGE_BYTES
+    size, in_use = int(trial["page_count"]) * PAGE_BYTES, len(used) * PAGE_BYTES
     segment = {
         "device": 0, "address": _BASE, "stream": 0, "segment_type": "large",
         "segment_pool_id": (0, 0), "is_expandable": False, "frames": [],
-        "total_size": size, "allocated_size": len(used) * PAGE_BYTES,
-        "active_size": len(used) * PAGE_BYTES, "requested_size": len(used) * PAGE_BYTES,
+        "total_size": size, "allocated_size": in_use, "active_size": in_use,
+        "requested_size": in_use,
         "blocks": list(_blocks(int(trial["page_count"]), used)),
     }  # fmt: skip
     whole = {"action": "segment_alloc", "addr": _BASE, "size": size, "stream": 0, "frames": []}

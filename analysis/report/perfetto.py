@@ -16,7 +16,8 @@ import pandas as pd
 from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import TrackDescriptor, TrackEvent
 from perfetto.trace_builder.proto_builder import TraceProtoBuilder
 
-from analysis.diagnosis.pages import owned_spans
+from analysis.core.wording import finding_name
+from analysis.diagnosis.pages import OWNED, owned_spans
 from analysis.runs.store import Run
 from analysis.snapshots.snapshot import STATES
 
@@ -140,9 +141,9 @@ def _known(value: Any) -> bool:
 def _findings(trace: _Trace, findings: pd.DataFrame, at: Mapping[int, int]) -> None:
     track = trace.track("findings")
     for row in findings[findings["seq"].notna()].sort_values("seq").to_dict("records"):
-        name = f"{row['rule']} ({row['cause']})" if row["cause"] else row["rule"]
         shown = ("severity", "message", "request_id", "other_request_id", "page", "stack")
         when = at.get(int(row["seq"]), round(row["t_s"] * 1e9))
+        name = finding_name(row["rule"], row["cause"])
         trace.instant(track, name, when, {key: row[key] for key in shown})
 
 
@@ -171,7 +172,7 @@ def _counters(trace: _Trace, owned: _Owned, page_count: int, at: Mapping[int, in
 
 
 def _state(has: Counter[str]) -> str:
-    return next((name for name in ("live", "cached", "leaked") if has[name] > 0), "free")
+    return next((name for name in OWNED if has[name] > 0), "free")
 
 
 def _invocations(trace: _Trace, invocations: pd.DataFrame) -> None:

@@ -158,7 +158,7 @@ def _run(
             late = True
         finally:
             child.kill()
-        lines, last = child.new_answers(), child.last_line()
+        lines, last = child.new_answers(), jobs.last_line(child.directory)
     if error := next((line["error"] for line in lines if "error" in line), None):
         raise EngineError(error)
     status = child.process.returncode
