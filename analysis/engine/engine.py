@@ -81,7 +81,9 @@ class Engine:
         self.device, target = devices.resolve(
             self.config.device, self.config.hip_target, self.config.device_ids
         )
-        self.model: ModelArtifacts = load_model(self.config.model)
+        self.model: ModelArtifacts = load_model(
+            self.config.model, from_positions=self.config.prefills_from_positions
+        )
         self.tokenizer = ModelTokenizer(self.model)
         self.vmfb = compile_model(
             self.model, batch_sizes=self.config.compiled_batch_sizes, target=target

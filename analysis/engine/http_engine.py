@@ -60,7 +60,7 @@ class HttpEngine:
     def __init__(self, config: EngineConfig, *, log_dir: Path, address: str | None = None) -> None:
         self.config, self.log_dir = config, log_dir
         self.release, _ = installed_service()
-        self.model = load_model(config.model)
+        self.model = load_model(config.model, from_positions=config.prefills_from_positions)
         self.tokenizer = ModelTokenizer(self.model)
         self._eos = self.tokenizer.token_id(self.model.eos_token)
         self._command: list[str] = []

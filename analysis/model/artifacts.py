@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from analysis.core.errors import ModelError
+from analysis.core.errors import ModelError, writing
+from analysis.core.files import write_atomically
 from analysis.core.paths import cache_dir, repo_root
 
-_CHECKSUMS = "checksums.json"
+_CHECKSUMS, _FROM_POSITIONS = "checksums.json", "from_positions.mlir.gz"
+_LOADED = {".json", ".mlir", ".vmfb", ".irpa", ".gguf"}
 _SAMPLED_FROM = 1 << 30
 
 
@@ -111,12 +114,15 @@ def model_directory(model: str | os.PathLike[str] | None) -> Path:
     return Path(os.path.realpath(path))
 
 
-def load_model(path: str | os.PathLike[str] | None = None) -> ModelArtifacts:
+def load_model(
+    path: str | os.PathLike[str] | None = None, *, from_positions: bool = False
+) -> ModelArtifacts:
     """Read and check a model directory, as `model_directory` finds it.
 
     The directory holds config.json, one .mlir or .vmfb (or both), .irpa or .gguf weights,
     tokenizer.json and tokenizer_config.json. If checksums.json is there, every file that it names
-    is verified.
+    is verified. `from_positions` asks for a program whose prefills take start positions: the
+    model's own if config.json has `has_prefill_position`, else its from_positions.mlir.gz.
 
     Raises ModelError if a file is missing, corrupt or differs from its checksum.
     """
@@ -135,7 +141,7 @@ def load_model(path: str | os.PathLike[str] | None = None) -> ModelArtifacts:
             f"There is no model directory {directory}; give one that holds config.json."
         )
     try:
-        return _load(directory)
+        return _load(directory, from_positions)
     except OSError as error:
         raise ModelError(
             f"{error.filename or directory} cannot be read ({error.strerror or error}); give a"
@@ -143,11 +149,13 @@ def load_model(path: str | os.PathLike[str] | None = None) -> ModelArtifacts:
         ) from error
 
 
-def _load(directory: Path) -> ModelArtifacts:
+def _load(directory: Path, from_positions: bool) -> ModelArtifacts:
     digests = _verified(directory)
     config = _config(directory / "config.json")
-    mlir = _only(directory, "mlir")
-    vmfb = _only(directory, "vmfb")
+    mlir, vmfb = _only(directory, "mlir"), _only(directory, "vmfb")
+    if from_positions and not config.has_prefill_position:
+        mlir, vmfb = _from_positions(directory / _FROM_POSITIONS), None
+        config = replace(config, has_prefill_position=True)
     if mlir is None and vmfb is None:
         raise ModelError(
             f"{directory} holds no program; add the .mlir or the .vmfb that the exporter wrote."
@@ -201,11 +209,38 @@ def write_checksums(directory: Path) -> None:
     names = sorted(
         file.name
         for file in directory.iterdir()
-        if file.suffix in {".json", ".mlir", ".vmfb", ".irpa", ".gguf"} and file.name != _CHECKSUMS
+        if (file.suffix in _LOADED or file.name == _FROM_POSITIONS) and file.name != _CHECKSUMS
     )
     files = {name: sha256(directory / name) for name in names}
     text = json.dumps({"algorithm": "sha256", "files": files}, indent=2) + "\n"
     (directory / _CHECKSUMS).write_text(text, encoding="utf-8")
+
+
+def write_from_positions(directory: Path, program: str) -> None:
+    """Write a model's second program, whose prefills take start positions."""
+    # Without a time in it, the same program gives the same file.
+    compressed = gzip.compress(program.encode(), mtime=0)
+    (directory / _FROM_POSITIONS).write_bytes(compressed)
+
+
+def _from_positions(path: Path) -> Path:
+    """Return a model's second program, unpacked in the cache."""
+    _check_regular(path)
+    if not path.is_file():
+        raise ModelError(
+            f"{path.parent} has no program whose prefills take start positions ({path.name}), so"
+            " has_prefill_position and chunk_block_size cannot be used with it. Use the counting"
+            " model, or a model that was exported with start positions."
+        )
+    unpacked = cache_dir() / "programs" / f"{sha256(path)[:20]}.mlir"
+    if not unpacked.is_file():
+        try:
+            text = gzip.decompress(path.read_bytes())
+        except (OSError, EOFError, ValueError) as error:
+            raise ModelError(f"{path} cannot be unpacked ({error}). Restore the file.") from None
+        with writing(unpacked):
+            write_atomically(unpacked, text)
+    return unpacked
 
 
 def _verified(directory: Path) -> dict[str, str]:

@@ -50,6 +50,8 @@ class Oracle:
     batch_sizes: tuple[int, ...] = (4,)
     targets: tuple[str, ...] = ("llvm-cpu",)
     """Targets that the model is compiled for, in addition to the decoder's CPU."""
+    from_positions: bool = False
+    """Whether it is the program whose prefills take start positions."""
 
     def compile(self) -> None:
         """Compile the model for the targets, unless it is in the cache."""
@@ -125,6 +127,7 @@ class Oracle:
             "model": os.fspath(model_directory(self.model)) if self.model else None,
             "batch_sizes": self.batch_sizes,
             "targets": self.targets,
+            "from_positions": self.from_positions,
             "queries": queries,
         }
         name = f"The reference decoder of shortfin {self.release}"
@@ -133,7 +136,8 @@ class Oracle:
         )
 
     def _cache_file(self) -> Path:
-        parts = [load_model(self.model).checksum, self.release, list(self.batch_sizes)]
+        model = load_model(self.model, from_positions=self.from_positions)
+        parts = [model.checksum, self.release, list(self.batch_sizes)]
         key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
         return paths.cache_dir() / "reference" / f"{self.release}-{key}.jsonl"
 
@@ -169,7 +173,8 @@ def _work(job: dict[str, Any], emit: jobs.Emit) -> None:
     from analysis.model.reference import ReferenceDecoder
     from analysis.model.tokenizer import ModelTokenizer
 
-    model = load_model(Path(job["model"]) if job["model"] else None)
+    directory = Path(job["model"]) if job["model"] else None
+    model = load_model(directory, from_positions=job["from_positions"])
     sizes = tuple(job["batch_sizes"])
     for target in job["targets"]:
         compile_model(model, batch_sizes=sizes, target=target)

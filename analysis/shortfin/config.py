@@ -108,6 +108,11 @@ class EngineConfig:
         _check_batch_sizes(self.batch_sizes)
         for phase in PHASES:
             _check_batch_sizes(self.batch_sizes_of(phase))
+        if "chunk_block_size" in self.options and not self.prefills_from_positions:
+            raise EngineError(
+                "Prefills in chunks start at positions: set the option has_prefill_position to"
+                " true, too."
+            )
 
     def batch_sizes_of(self, phase: str) -> list[int]:
         """Return the batch sizes of prefill or of decode."""
@@ -115,6 +120,11 @@ class EngineConfig:
         if isinstance(sizes, str) or not isinstance(sizes, Iterable):
             raise EngineError(f"{phase}_batch_sizes must be a list of numbers, not {shown(sizes)}.")
         return list(sizes)
+
+    @property
+    def prefills_from_positions(self) -> bool:
+        """Whether the model's program is the one whose prefills take start positions."""
+        return bool(self.options.get("has_prefill_position"))
 
     @property
     def compiled_batch_sizes(self) -> list[int]:

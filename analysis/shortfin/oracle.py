@@ -18,12 +18,13 @@ def oracle_of(
     batch_sizes: Sequence[int] = (4,),
     device: str = "local-task",
     hip_target: str | None = None,
+    from_positions: bool = False,
 ) -> Oracle:
     """Return the reference decoder of a release; it also compiles the model for the engine.
 
-    Raises ReleaseError if the release has no environment, EngineError for an unavailable device.
+    `from_positions`: with the program whose prefills take start positions. Raises ReleaseError if the release has no environment, EngineError for an unavailable device.
     """
     python = python_of(release)
     _, target = devices.resolve(device, hip_target)
     directory = Path(model) if model else None
-    return Oracle(release, python, directory, tuple(batch_sizes), (target,))
+    return Oracle(release, python, directory, tuple(batch_sizes), (target,), from_positions)

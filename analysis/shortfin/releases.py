@@ -80,6 +80,7 @@ CAPABILITIES = {
     "drops-unscheduled": "a prefill that finds no pages is ended, not kept pending",
     "padding-at-one": "padding rows of a decode start at position 1 (before #826)",
     "beams": "a request may have several beams (3.4 and later)",
+    "prefill-positions": "a prefill may start at a position, behind shared pages (3.7 and later)",
     "chunked-prefill": "a prompt may be prefilled in chunks (3.8 and later)",
 }
 """Description of every capability; the sets below assign them to generations and dialects."""
@@ -92,14 +93,17 @@ SERVICES = {
     }),
     "v3_7": frozenset({
         "worker-pool", "request-list", "decoder", "exact-lengths", "drops-unscheduled", "beams",
-        "overlap-freezes", "own-workers",
+        "prefill-positions", "overlap-freezes", "own-workers",
     }),
     "v3_9": frozenset({
         "worker-pool", "task-queue", "decoder", "exact-lengths", "drops-unscheduled", "beams",
-        "chunked-prefill", "overlap-freezes", "own-workers",
+        "prefill-positions", "chunked-prefill", "overlap-freezes", "own-workers",
     }),
 }  # fmt: skip
-MODES = {"num_beams": "beams", "chunk_block_size": "chunked-prefill"}
+MODES = {
+    "num_beams": "beams", "has_prefill_position": "prefill-positions",
+    "chunk_block_size": "chunked-prefill",
+}  # fmt: skip
 """Options of an engine that not every release has, with the capability that they need."""
 CACHES = {
     "allocations": frozenset({"allocations", "prefix-sharing"}),

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from analysis.core.errors import WorkloadError, shown
+from analysis.model.oracle import Oracle
+from analysis.shortfin.config import EngineConfig
 from analysis.shortfin.oracle import oracle_of
 from analysis.sweep.grid import Trial
 from analysis.sweep.plan import Plan
@@ -74,6 +77,7 @@ def prepare(plan: Plan, on_progress: OnProgress | None = None) -> Prepared:
     from analysis.model.tokenizer import ModelTokenizer
 
     decode = ModelTokenizer(load_model(Path(plan.model) if plan.model else None)).decode
+    _compile(plan)
     keys = [(c, r) for r in range(plan.repeats) for c in plan.concurrency]
     if any(map(is_file, plan.workloads)):
         read = Workload.read(plan.workload, max_new_tokens=plan.max_new_tokens).requests
@@ -140,15 +144,25 @@ def _ask(
             if on_progress is not None:
                 on_progress(release, known, wanted)
 
-        oracle = oracle_of(
-            release,
-            model=plan.model,
-            batch_sizes=plan.batch_sizes,
-            device=plan.device,
-            hip_target=plan.hip_target,
-        )
-        answers[release] = oracle.generate(requests, report)
+        answers[release] = _oracle(plan, release).generate(requests, report)
     return answers
+
+
+def _oracle(plan: Plan, release: str, **settings: Any) -> Oracle:
+    known = {"batch_sizes": plan.batch_sizes, "model": plan.model, "device": plan.device}
+    return oracle_of(release, **{**known, "hip_target": plan.hip_target, **settings})
+
+
+def _compile(plan: Plan) -> None:
+    """Compile the programs of modes beforehand, so that no trial's deadline includes it."""
+    needed = set()
+    for trial in plan.trials():
+        config = EngineConfig.from_json(plan.engine_config(trial))
+        sizes = tuple(config.compiled_batch_sizes)
+        if (sizes, config.prefills_from_positions) != (plan.batch_sizes, False):
+            needed.add((trial.release, sizes, config.prefills_from_positions))
+    for release, sizes, from_positions in sorted(needed):
+        _oracle(plan, release, batch_sizes=sizes, from_positions=from_positions).compile()
 
 
 def _right(request: Request, answers: Mapping[str, Answers], decode: Decode) -> bool:

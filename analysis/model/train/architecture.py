@@ -130,6 +130,39 @@ class Decoder(nn.Module):  # type: ignore[misc]
             x = x + block.feed(x)
         return self._logits(x)
 
+    def prefill_from(
+        self,
+        tokens: Tensor,
+        start_positions: Tensor,
+        seq_lens: Tensor,
+        block_ids: Tensor,
+        slab: Tensor,
+    ) -> Tensor:
+        """Run the rest of prompts whose first start_positions tokens are in their pages.
+
+        Shapes: tokens ``[rows, length]``, start_positions and seq_lens ``[rows]``, block_ids
+        ``[rows, blocks]``, slab ``[pages, page elements]`` (float16, changed in place); returns
+        ``[rows, length, vocab]``. seq_lens include the start. Slots from the start on are written,
+        padding included, and all slots below seq_lens are read from the pages.
+        """
+        page = self.sizes.page_tokens
+        positions = start_positions[:, None] + torch.arange(tokens.shape[1])[None, :]
+        turn = self._turn(positions)
+        slots = torch.arange(page)[None, :] + page * torch.arange(block_ids.shape[1])[:, None]
+        slots = slots.flatten()[None, None, :]
+        causal = slots <= positions[:, :, None]
+        mask = self._minus_infinity(torch.logical_and(causal, slots < seq_lens[:, None, None]))
+        pages = torch.gather(block_ids, 1, positions // page).flatten()
+        offsets = (positions % page).flatten()
+        x = _wide(self.embedding(tokens))
+        for index, block in enumerate(self.blocks):
+            q, k, v = self._project(block, x, turn)
+            self._write_slots(slab, index, pages, offsets, k.flatten(0, 1), v.flatten(0, 1))
+            keys, values = self._read_pages(slab, index, block_ids)
+            x = x + block.out(self._attend(q, keys, values, mask))
+            x = x + block.feed(x)
+        return self._logits(x)
+
     def decode(
         self,
         tokens: Tensor,
@@ -153,7 +186,7 @@ class Decoder(nn.Module):  # type: ignore[misc]
         x = _wide(self.embedding(tokens))
         for index, block in enumerate(self.blocks):
             q, k, v = self._project(block, x, turn)
-            self._write_slot(slab, index, own_page, start_positions % page, k, v)
+            self._write_slots(slab, index, own_page, start_positions % page, k, v)
             keys, values = self._read_pages(slab, index, block_ids)
             x = x + block.out(self._attend(q, keys, values, mask))
             x = x + block.feed(x)
@@ -221,13 +254,13 @@ class Decoder(nn.Module):  # type: ignore[misc]
             pages = x.to(torch.float16).reshape(-1, halves.shape[1])
             halves.index_put_((first + kind,), pages)
 
-    def _write_slot(
-        self, slab: Tensor, layer: int, page: Tensor, offset: Tensor, k: Tensor, v: Tensor
+    def _write_slots(
+        self, slab: Tensor, layer: int, pages: Tensor, offsets: Tensor, k: Tensor, v: Tensor
     ) -> None:
         tokens = slab.view(-1, self.sizes.kv_heads * self.sizes.head_dim)
         for kind, x in enumerate((k, v)):
-            row = (page * (2 * self.sizes.layers) + 2 * layer + kind) * self.sizes.page_tokens
-            tokens.index_put_((row + offset,), x.to(torch.float16).flatten(1))
+            rows = (pages * (2 * self.sizes.layers) + 2 * layer + kind) * self.sizes.page_tokens
+            tokens.index_put_((rows + offsets,), x.to(torch.float16).flatten(1))
 
     def _read_pages(self, slab: Tensor, layer: int, block_ids: Tensor) -> tuple[Tensor, Tensor]:
         halves = self._halves(slab)

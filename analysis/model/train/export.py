@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from analysis.model.architecture import Architecture
-from analysis.model.artifacts import write_model_files
+from analysis.model.artifacts import write_from_positions, write_model_files
 from analysis.model.train.architecture import Decoder
 from analysis.model.vocabulary import BOS, EOS, UNKNOWN, VOCABULARY
 
@@ -25,15 +25,18 @@ def export_model(decoder: Decoder, directory: Path) -> None:
     """Write the model to `directory`: config, program, weights, tokenizer, checksums."""
     directory.mkdir(parents=True, exist_ok=True)
     program = export_program(decoder, BATCH_SIZES)
+    write_from_positions(directory, export_program(decoder, BATCH_SIZES, from_positions=True))
     aot.save_module_parameters(directory / "model.irpa", decoder)
     config = decoder.sizes.config(BATCH_SIZES)
     write_model_files(directory, program, config, _tokenizer(), _tokenizer_config(decoder.sizes))
 
 
-def export_program(decoder: Decoder, batch_sizes: Sequence[int]) -> str:
+def export_program(
+    decoder: Decoder, batch_sizes: Sequence[int], *, from_positions: bool = False
+) -> str:
     """Return the program as portable MLIR: prefill and decode for each batch size, no weights.
 
-    From then on the decoder's weights are parameters of the scope `model`, by their names.
+    With `from_positions`, prefills take start positions (see `Decoder.prefill_from`). From then on the decoder's weights are parameters of the scope `model`, by their names.
     """
     decoder = decoder.eval()
     for parameter in decoder.parameters():
@@ -42,24 +45,38 @@ def export_program(decoder: Decoder, batch_sizes: Sequence[int]) -> str:
     sizes = decoder.sizes
     builder = aot.FxProgramsBuilder(decoder)
     blocks = torch.export.Dim("blocks", min=2, max=sizes.max_seq_len // sizes.page_tokens - 1)
+    table = torch.export.Dim("table", min=2, max=sizes.max_seq_len // sizes.page_tokens - 1)
     pages = torch.export.Dim("pages", min=2)
     for rows in batch_sizes:
         block_ids = torch.zeros((rows, 3), dtype=torch.int64)
+        long_table = torch.zeros((rows, 5), dtype=torch.int64)
         slab = torch.zeros((8, sizes.page_elements), dtype=torch.float16)
         lengths = torch.ones(rows, dtype=torch.int64)
         prompt = torch.zeros((rows, 3 * sizes.page_tokens), dtype=torch.int64)
 
-        builder.export_program(
-            name=f"prefill_bs{rows}",
-            args=(prompt, lengths, block_ids, slab),
-            dynamic_shapes={
-                "tokens": {1: sizes.page_tokens * blocks},
-                "seq_lens": {},
-                "block_ids": {1: blocks},
-                "slab": {0: pages},
-            },
-            strict=False,
-        )(_prefill)
+        prefill_shapes = {
+            "tokens": {1: sizes.page_tokens * blocks},
+            "seq_lens": {},
+            "block_ids": {1: blocks},
+            "slab": {0: pages},
+        }
+        if from_positions:
+            # The table also has the blocks before the start.
+            prefill_shapes["block_ids"] = {1: table}
+            prefill_shapes["start_positions"] = {}
+            builder.export_program(
+                name=f"prefill_bs{rows}",
+                args=(prompt, lengths - 1, lengths, long_table, slab),
+                dynamic_shapes=prefill_shapes,
+                strict=False,
+            )(_prefill_from)
+        else:
+            builder.export_program(
+                name=f"prefill_bs{rows}",
+                args=(prompt, lengths, block_ids, slab),
+                dynamic_shapes=prefill_shapes,
+                strict=False,
+            )(_prefill)
         builder.export_program(
             name=f"decode_bs{rows}",
             # Two tensors: given one object twice, torch.export would read it for both.
@@ -83,6 +100,17 @@ def _prefill(
     model: Decoder, tokens: Tensor, seq_lens: Tensor, block_ids: Tensor, slab: Tensor
 ) -> Tensor:
     return model.prefill(tokens, seq_lens, block_ids, slab)
+
+
+def _prefill_from(
+    model: Decoder,
+    tokens: Tensor,
+    start_positions: Tensor,
+    seq_lens: Tensor,
+    block_ids: Tensor,
+    slab: Tensor,
+) -> Tensor:
+    return model.prefill_from(tokens, start_positions, seq_lens, block_ids, slab)
 
 
 def _decode(
