@@ -31,8 +31,8 @@ def sweep(
     workload: Annotated[
         str,
         typer.Option(
-            help="reported, mixed, shared_prefix, forks, bursts, prefix_reuse, multi_turn,"
-            " evict_after_lookup, continued, identical_then_continued, several in turn as"
+            help="reported, mixed, shared_prefix, forks, bursts, cancelled, prefix_reuse,"
+            " multi_turn, evict_after_lookup, continued, identical_then_continued, several in turn as"
             " mixed+prefix_reuse, or a JSON Lines file"
         ),
     ] = "mixed",

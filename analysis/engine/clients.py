@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Any, Protocol
 
 from analysis.core.errors import EngineError
@@ -62,9 +62,10 @@ def send_workload(
     rows are in the workload's order. Outputs are checked against the expected text and against
     `references`, the reference decoder's answers.
 
-    If `resubmit_s` is set, a rejected request is sent again after that many seconds, then with
-    pauses of up to eight times that, until `timeout_s` after its first submission. Its row is that
-    of the last attempt; `retries` counts the rejected attempts.
+    A request that has not ended `cancel_after_s` after its submission is given up; its outcome is
+    cancelled then. If `resubmit_s` is set, a rejected request is sent again after that many
+    seconds, then with pauses of up to eight times that, until `timeout_s` after its first
+    submission. Its row is that of the last attempt; `retries` counts the rejected attempts.
 
     Ctrl-C ends the run at once: pending requests are given up.
     """
@@ -121,6 +122,14 @@ def send_workload(
     return [rows[request.id] for request in workload.requests]
 
 
+def _cancels(engine: RequestSender, request: Request, future: Future[Completion]) -> bool:
+    """Wait until a request has ended or its client leaves; return whether it left."""
+    if request.cancel_after_s is None or wait([future], request.cancel_after_s).done:
+        return False
+    engine.give_up([request.id])
+    return True
+
+
 def _send(
     engine: RequestSender,
     request: Request,
@@ -134,6 +143,7 @@ def _send(
         future = engine.submit(request.prompt, request.max_new_tokens, timeout_s, request.id)
         if stop.is_set():  # all other requests may have been given up already
             engine.give_up([request.id])
+        cancelled = _cancels(engine, request, future)
         # The engine ends every request at its deadline; the margin is for a bug in that.
         done = future.result(timeout=timeout_s + 10)
         if done.outcome != "rejected" or resubmit_s is None:
@@ -143,7 +153,13 @@ def _send(
             break
         retries += 1
     reference = (references or {}).get((request.prompt, request.max_new_tokens))
-    outcome, divergence = check_output(done.tokens, done.text, done.outcome, request, reference)
+    outcome = "cancelled" if cancelled and done.outcome == "timeout" else done.outcome
+    answers = [
+        (*check_output(tokens, text, outcome, request, reference), tokens, text)
+        for tokens, text in done.beams or [(done.tokens, done.text)]
+    ]
+    # An answer with several beams is right if one of them is.
+    outcome, divergence, tokens, text = max(answers, key=lambda answer: answer[0] == "ok")
     return {
         "request_id": request.id,
         "trial_id": "",
@@ -152,8 +168,8 @@ def _send(
         "prompt_tokens": list(done.prompt_tokens),
         "expected_text": request.expected,
         "reference_tokens": None if reference is None else list(reference),
-        "text": done.text,
-        "tokens": list(done.tokens),
+        "text": text,
+        "tokens": list(tokens),
         "outcome": outcome,
         "error": done.error,
         "first_divergence": divergence,

@@ -29,6 +29,8 @@ class Completion:
     """Time from submission to the first token; None without tokens."""
     token_s: tuple[float, ...]
     """Time from submission to the arrival of each token."""
+    beams: tuple[tuple[tuple[int, ...], str], ...] = ()
+    """Tokens and text of every beam, if the engine searched with several; `tokens` is the first."""
     missing_tokens: int = 0
     """Number of requested tokens missing although the model did not end the answer."""
 

@@ -57,6 +57,7 @@ class PendingRequest:
     token_s: list[float] = field(default_factory=list)
     call: Call | None = None
     given_up: bool = False
+    beams: tuple[tuple[int, ...], ...] = ()
     answers: int = 0
     """Number of answers from the engine, without errors and rejections."""
 
@@ -110,7 +111,7 @@ class Requests:
         if answer.error is None and self._is_last(request):
             request.answers += 1
             self.notify("answered", request.request_id, tokens, request.answers)
-        request.tokens = tokens[: request.max_new_tokens]
+        request.tokens, request.beams = tokens[: request.max_new_tokens], answer.beams
         if answer.refused:
             self.end(request, "rejected", answer.error)
         elif answer.error is not None:
@@ -142,6 +143,7 @@ class Requests:
             return
         now = time.monotonic()
         tokens = tuple(request.tokens)
+        beams = [beam[: request.max_new_tokens] for beam in request.beams]
         token_s = tuple(t - request.submitted for t in request.token_s[: len(tokens)])
         completion = Completion(
             request_id=request.request_id,
@@ -155,6 +157,7 @@ class Requests:
             latency_s=now - request.submitted,
             ttft_s=token_s[0] if token_s else now - request.submitted if tokens else None,
             token_s=token_s,
+            beams=tuple((beam, self._text(beam)) for beam in beams),
             missing_tokens=self._missing(request) if outcome == "ok" else 0,
         )
         self.notify("done", completion)

@@ -18,12 +18,13 @@ from analysis.stats.rates import outcome_counts
 # From the bottom up: failures, then right answers, then what was refused.
 _DARK = ("engine_died", "wrong")
 _LATER = "wrong_later"
-STACK = ("wrong", _LATER, "empty", "error", "timeout", "engine_died", "ok", "rejected")
+STACK = ("wrong", _LATER, "empty", "error", "timeout", "engine_died", "ok", "cancelled", "rejected")
 _WORDS = {
     "wrong": f"wrong within {BEGINNING} characters (both checks)",
     _LATER: "wrong later (only exact equality)",
     "empty": "empty (no tokens)",
     "engine_died": "engine died",
+    "cancelled": "cancelled (the client left)",
     "rejected": "rejected (refused at once)",
 }
 _HATCHES = {_LATER: "\\\\", "rejected": "////", "timeout": "...", "error": "xxx"}

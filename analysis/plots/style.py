@@ -34,6 +34,7 @@ OUTCOME_COLOURS = {
     "timeout": YELLOW,
     "engine_died": "#404040",
     "ok": "#A6D0EA",
+    "cancelled": "#DADADA",
     "rejected": "#FFFFFF",
 }
 WRONG_LATER = "#F4B183"

@@ -6,9 +6,11 @@ import pyarrow as pa
 
 SCHEMA_VERSION = 3
 """The version that is written. Versions 1 and 2 can be read, see `former`."""
-OUTCOMES = ("ok", "wrong", "empty", "rejected", "error", "timeout", "engine_died")
-FAILURES = tuple(name for name in OUTCOMES if name not in ("ok", "rejected"))
-"""Outcomes of failed requests: every outcome except `ok` and `rejected`."""
+OUTCOMES = (
+    "ok", "wrong", "empty", "rejected", "cancelled", "error", "timeout", "engine_died",
+)  # fmt: skip
+FAILURES = tuple(name for name in OUTCOMES if name not in ("ok", "rejected", "cancelled"))
+"""Outcomes of failed requests: every outcome except `ok`, `rejected`, `cancelled`."""
 TRIAL_STATUS = ("ok", "engine_died", "hung", "crashed")
 
 EVENT_KINDS = {

@@ -36,7 +36,8 @@ class EngineConfig:
     - `serialise_invocations`: one invocation at a time on each fiber, which prevents a freeze of
       3.3 to 3.9, but changes the timing.
     - `options`: passed by name to further parameters of the release (of its server, model and
-      system manager), such as `prefill_batch_sizes`.
+      system manager), such as `prefill_batch_sizes`. `has_prefill_position` also chooses the
+      model's program.
 
     Raises EngineError for values that are invalid for every release.
     """

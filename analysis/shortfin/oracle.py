@@ -22,7 +22,9 @@ def oracle_of(
 ) -> Oracle:
     """Return the reference decoder of a release; it also compiles the model for the engine.
 
-    `from_positions`: with the program whose prefills take start positions. Raises ReleaseError if the release has no environment, EngineError for an unavailable device.
+    `from_positions`: with the program whose prefills take start positions.
+
+    Raises ReleaseError if the release has no environment, EngineError for an unavailable device.
     """
     python = python_of(release)
     _, target = devices.resolve(device, hip_target)

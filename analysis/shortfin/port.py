@@ -36,6 +36,8 @@ class Answer:
 
     tokens: tuple[int, ...] | None = None
     """The tokens in the engine's response; None to use the tokens that arrived."""
+    beams: tuple[tuple[int, ...], ...] = ()
+    """The tokens of every beam, if the engine searched with several; `tokens` is the first."""
     text: str | None = None
     """The text in the engine's response, if it has text instead of tokens."""
     refused: bool = False

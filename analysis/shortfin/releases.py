@@ -81,6 +81,7 @@ CAPABILITIES = {
     "padding-at-one": "padding rows of a decode start at position 1 (before #826)",
     "beams": "a request may have several beams (3.4 and later)",
     "prefill-positions": "a prefill may start at a position, behind shared pages (3.7 and later)",
+    "streaming": "an answer may be streamed (up to 3.5)",
     "chunked-prefill": "a prompt may be prefilled in chunks (3.8 and later)",
 }
 """Description of every capability; the sets below assign them to generations and dialects."""
@@ -102,7 +103,7 @@ SERVICES = {
 }  # fmt: skip
 MODES = {
     "num_beams": "beams", "has_prefill_position": "prefill-positions",
-    "chunk_block_size": "chunked-prefill",
+    "chunk_block_size": "chunked-prefill", "stream": "streaming",
 }  # fmt: skip
 """Options of an engine that not every release has, with the capability that they need."""
 CACHES = {
@@ -143,6 +144,7 @@ RELEASES: tuple[Release, ...] = (
         ),
         own=(
             "aliased-tokens", "blind-publish", "text-answers", "history-lengths", "padding-at-one",
+            "streaming",
         ),
     ),
     Release(
@@ -155,7 +157,7 @@ RELEASES: tuple[Release, ...] = (
             "free-unpublished-pages", "reserve-padding-page", "requeue-unscheduled",
             "survive-allocation-failure",
         ),
-        own=("aliased-tokens", "blind-publish", "exact-lengths"),
+        own=("aliased-tokens", "blind-publish", "exact-lengths", "streaming"),
     ),
     Release(
         "3.3.0",
@@ -167,7 +169,7 @@ RELEASES: tuple[Release, ...] = (
             "free-unpublished-pages", "reserve-padding-page", "serialise-invocations",
             "survive-allocation-failure",
         ),
-        own=("aliased-tokens", "blind-publish"),
+        own=("aliased-tokens", "blind-publish", "streaming"),
     ),
     Release(
         "3.4.0",
@@ -179,7 +181,7 @@ RELEASES: tuple[Release, ...] = (
             "free-unpublished-pages", "reserve-padding-page", "serialise-invocations",
             "separate-fibers", "survive-allocation-failure",
         ),
-        own=("aliased-tokens", "blind-publish", "shared-fiber-list", "beams"),
+        own=("aliased-tokens", "blind-publish", "shared-fiber-list", "beams", "streaming"),
     ),
     Release(
         "3.5.0",
@@ -191,7 +193,7 @@ RELEASES: tuple[Release, ...] = (
             "free-unpublished-pages", "reserve-padding-page", "lock-cache", "requeue-unscheduled",
             "survive-allocation-failure",
         ),
-        own=("aliased-tokens", "blind-publish"),
+        own=("aliased-tokens", "blind-publish", "streaming"),
     ),
     Release(
         "3.6.0",

@@ -130,6 +130,21 @@ class Bursts(Mixed):
         return [replace(request, arrival_s=arrival) for request, arrival in pairs]
 
 
+class Cancelled(Mixed):
+    """The same as `mixed`; every second client, at random, leaves within 0.3 s."""
+
+    name = "cancelled"
+    _longest_s = 0.3
+
+    def arrange(self, chosen: Sequence[Request], count: int) -> list[Request]:
+        rng = np.random.default_rng(count)
+        leaves, after = rng.random(count) < 0.5, rng.uniform(0, self._longest_s, count).round(3)
+        return [
+            replace(request, cancel_after_s=float(after_s)) if left else request
+            for request, left, after_s in zip(chosen[:count], leaves, after, strict=True)
+        ]
+
+
 class PrefixReuse(Mixed):
     """Prompts A, then other prompts B, then A again: three waves, one a request of a client."""
 
@@ -257,8 +272,8 @@ class IdenticalThenContinued(Continued):
 
 WORKLOADS: Mapping[str, NamedWorkload] = {
     kind.name: kind()
-    for kind in (Reported, Mixed, SharedPrefix, Forks, Bursts, PrefixReuse, MultiTurn,
-                 EvictAfterLookup, Continued, IdenticalThenContinued)
+    for kind in (Reported, Mixed, SharedPrefix, Forks, Bursts, Cancelled, PrefixReuse,
+                 MultiTurn, EvictAfterLookup, Continued, IdenticalThenContinued)
 }  # fmt: skip
 LONGEST_ANSWER = max(kind.longest_answer for kind in WORKLOADS.values())
 """Most tokens of an answer in any workload, for the smallest `max_new_tokens`."""

@@ -29,7 +29,8 @@ class Request:
 
     `expected` is the required start of the answer. An answer of `max_new_tokens` tokens is compared
     with `expected[:max_new_tokens]` (a token is one character). `arrival_s` is in seconds since the
-    start of the workload.
+    start of the workload. The client leaves without the answer `cancel_after_s` after it sent the
+    request; None means that it waits.
     """
 
     id: str
@@ -38,6 +39,7 @@ class Request:
     expected: str | None = None
     arrival_s: float = 0.0
     family: str = ""
+    cancel_after_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Workload:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str], *, max_new_tokens: int = 15) -> Workload:
-        """Read a JSON Lines file of {id, prompt, max_new_tokens, expected, arrival_s, family}.
+        """Read a JSON Lines file, a request a line with the fields of `Request`.
 
         Only `prompt` is required; `max_new_tokens` is the default of the lines. Raises
         WorkloadError with the file and the line.
@@ -133,6 +135,12 @@ _FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "arrival_s": (
         lambda value: type(value) in (int, float) and 0 <= value <= LATEST_ARRIVAL_S,
         f"must be from 0 to {LATEST_ARRIVAL_S:g} seconds",
+    ),
+    "cancel_after_s": (
+        lambda value: (
+            value is None or (type(value) in (int, float) and 0 <= value <= LATEST_ARRIVAL_S)
+        ),
+        f"must be from 0 to {LATEST_ARRIVAL_S:g} seconds, or null",
     ),
     "family": (lambda value: isinstance(value, str), "must be a text"),
 }

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from support import NEWEST, REPORTED, ChildRunner
+from support import NEWEST, RELEASES, REPORTED, ChildRunner, has
 
 from analysis.core.errors import EngineError
 from analysis.shortfin.config import EngineConfig
 from analysis.sweep.plan import Plan, PlanError
 from analysis.sweep.runner import run_sweep
+from analysis.workloads.workload import Request, Workload
 
 ASKED = """
 from analysis.workloads.named import make_workload
@@ -35,6 +36,108 @@ def test_programs_may_be_isolated_by_fiber(child: ChildRunner, release: str) -> 
     reply = child(release, "OPTIONS = {'program_isolation': 'per_fiber'}\n" + ASKED).reply
     assert reply["sizes"] == {"prefill": [4], "decode": [4]}
     assert set(reply["outcomes"]) <= {"ok", "wrong"}
+
+
+CHECKED = """
+from analysis.recording import observe
+from analysis.sanitizer import sanitize
+from analysis.workloads.named import make_workload
+
+config = EngineConfig(prefix_sharing=SHARING, options=OPTIONS, serialise_invocations=True)
+with Engine(config) as engine, observe(engine) as recording, sanitize(engine) as findings:
+    requests = engine.run(make_workload(WORKLOAD, count=16, seed=3), concurrency=CONCURRENCY)
+prefills = recording.invocations.query("phase == 'prefill'")
+starts = prefills["start_positions"]
+say({
+    "outcomes": requests["outcome"].value_counts().to_dict(), "faults": engine.faults,
+    "rules": sorted({found.rule for found in findings}),
+    "starts": [] if starts.isna().any() else [list(map(int, row)) for row in starts],
+    "tokens": list(map(len, requests["tokens"])),
+})
+"""
+
+
+def checked(
+    child: ChildRunner, release: str, workload: str, sharing: str = "none", concurrency: int = 4,
+    **options: object,
+):  # fmt: skip
+    given = {"OPTIONS": options, "SHARING": sharing, "WORKLOAD": workload}
+    settings = {**given, "CONCURRENCY": concurrency}
+    lines = [f"{name} = {value!r}\n" for name, value in settings.items()]
+    reply = child(release, "".join(lines) + CHECKED).reply
+    assert reply["faults"] == 0
+    return reply
+
+
+def with_mode(capability: str) -> list[str]:
+    return [release for release in RELEASES if has(release, capability)]
+
+
+@pytest.mark.parametrize("release", with_mode("streaming"))
+def test_a_streamed_answer_is_whole(child: ChildRunner, release: str) -> None:
+    reply = checked(child, release, "mixed", stream=True)
+    assert set(reply["outcomes"]) <= {"ok", "wrong"}
+    assert reply["tokens"] == [15] * 16
+
+
+@pytest.mark.parametrize("release", with_mode("beams"))
+def test_of_several_beams_one_is_right(child: ChildRunner, release: str) -> None:
+    # Beams count as requests of a batch, so that two with two beams fill it.
+    reply = checked(child, release, "mixed", concurrency=2, num_beams=2)
+    assert reply["outcomes"] == {"ok": 16}
+    # Tokens of beams are not compared with the request's: they may be of another one.
+    assert not {"sampling-mismatch", "token-without-invocation"} & set(reply["rules"])
+
+
+@pytest.mark.parametrize("release", with_mode("prefill-positions"))
+def test_prefills_start_behind_shared_pages(child: ChildRunner, release: str) -> None:
+    reply = checked(child, release, "multi_turn", "trie", has_prefill_position=True)
+    assert reply["outcomes"] == {"ok": 16}
+    first, *_, last = reply["starts"]
+    assert first == [0] * 4
+    # 3.7 shares nothing.
+    assert all(start and start % 16 == 0 for start in last) == has(release, "prefix-sharing")
+
+
+@pytest.mark.parametrize("release", with_mode("chunked-prefill"))
+def test_prompts_are_prefilled_in_chunks(child: ChildRunner, release: str) -> None:
+    reply = checked(
+        child, release, "multi_turn", has_prefill_position=True, chunk_block_size=2
+    )  # fmt: skip
+    assert reply["outcomes"] == {"ok": 16}
+    assert {start for row in reply["starts"] for start in row} >= {0, 32, 64}
+
+
+def test_chunks_need_start_positions() -> None:
+    with pytest.raises(EngineError, match="set the option has_prefill_position"):
+        EngineConfig(options={"chunk_block_size": 2})
+
+
+def test_a_client_may_leave(child: ChildRunner, release: str) -> None:
+    reply = checked(child, release, "cancelled")
+    assert reply["outcomes"]["cancelled"] >= 2
+    # Requests whose clients left keep their places for a while, so others may be rejected.
+    assert set(reply["outcomes"]) <= {"ok", "wrong", "cancelled", "rejected"}
+    assert "stuck-request" not in reply["rules"]
+
+
+def test_a_request_that_ended_before_its_client_left_is_no_cancelled_one(
+    child: ChildRunner, release: str, tmp_path
+) -> None:
+    file = tmp_path / "prompts.jsonl"
+    requests = [Request("a", "1 2 3 4 5 ", 1, cancel_after_s=30.0),
+                Request("b", "1 2 3 4 5 ", 15, cancel_after_s=0.0)]  # fmt: skip
+    Workload("two", tuple(requests)).write(file)
+    assert Workload.read(file).requests == tuple(requests)
+    reply = child(
+        release,
+        f"""
+from analysis.workloads.workload import Workload
+with Engine() as engine:
+    say(list(engine.run(Workload.read({str(file)!r}), concurrency=2)["outcome"]))
+""",
+    ).reply
+    assert reply == ["ok", "cancelled"]
 
 
 @pytest.mark.parametrize("sizes", ["2", 2, [], [4, 2], [0], ["2"], [True]])

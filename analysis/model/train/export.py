@@ -36,7 +36,8 @@ def export_program(
 ) -> str:
     """Return the program as portable MLIR: prefill and decode for each batch size, no weights.
 
-    With `from_positions`, prefills take start positions (see `Decoder.prefill_from`). From then on the decoder's weights are parameters of the scope `model`, by their names.
+    With `from_positions`, prefills take start positions (see `Decoder.prefill_from`). From then on
+    the decoder's weights are parameters of the scope `model`, by their names.
     """
     decoder = decoder.eval()
     for parameter in decoder.parameters():

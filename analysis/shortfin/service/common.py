@@ -7,7 +7,7 @@ import importlib
 import inspect
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields as dataclass_fields
 from typing import Any
 
@@ -30,15 +30,23 @@ class Responder:
         self.call = call
         self._on_end = on_end
         self._answered = threading.Event()
+        self._parts: list[bytes] = []
 
     def read(self, response: Any) -> Answer:
         """Return the answer in a response."""
         raise NotImplementedError
 
+    def read_stream(self, parts: Sequence[bytes]) -> Answer:
+        """Return the answer in the parts of a streamed response, each with a token id."""
+        return Answer(tokens=tuple(int(part.rpartition(b": ")[2]) for part in parts))
+
     def send_response(self, response: Any) -> None:
         """Read the engine's response and end the request."""
+        self._read(self.read, response)
+
+    def _read(self, read: Callable[[Any], Answer], response: Any) -> None:
         try:
-            answer = self.read(response)
+            answer = read(response)
         except Exception as error:
             report_fault("Reading an answer", error)
             text = f"{type(error).__name__}: {error}"
@@ -57,8 +65,15 @@ class Responder:
     def start_response(self, **_: object) -> None:
         """Do nothing: headers of a web response."""
 
+    def stream_start(self, **_: object) -> None:
+        """Do nothing: headers of a streamed web response."""
+
     def stream_part(self, content: bytes | None) -> None:
-        """Do nothing: a part of a web response."""
+        """Keep a part of a streamed response; None ends it."""
+        if content is not None:
+            self._parts.append(content)
+        else:
+            self._read(self.read_stream, self._parts[:-1])  # the last one marks the end
 
     def end(self, answer: Answer) -> None:
         """End the request with an answer."""
@@ -76,6 +91,8 @@ class Service(LiveCache, ABC):
     """The setup's name, a prefix of the names of the engine's workers."""
     sysman: Any
     """The release's system manager."""
+    streams = False
+    """Whether answers are streamed."""
     surplus_tokens = 0
     """Tokens that the engine returns beyond the number asked for (one up to 3.5)."""
 
@@ -229,10 +246,11 @@ def tokenizer_of(setup: Setup) -> Any:
     )
 
 
-def generate_request(call: Call, sampling: Any, *, ids: bool = True) -> Any:
+def generate_request(call: Call, sampling: Any, *, ids: bool = True, stream: bool = False) -> Any:
     """Return the release's request for a call; `ids` says if prompts and answers may be token ids.
 
-    The ids are copied, because the engine may change the list.
+    The ids are copied, because the engine may change the list. `stream` asks for an answer in
+    parts.
     """
     from shortfin_apps.llm.components.io_struct import GenerateReqInput
 
@@ -240,9 +258,17 @@ def generate_request(call: Call, sampling: Any, *, ids: bool = True) -> Any:
     if ids:
         own = list(call.token_ids) if call.text is None else None
         prompt = {"text": call.text, "input_ids": own, "return_input_ids": True}
+    if stream:
+        prompt["stream"] = True
     request = GenerateReqInput(**prompt, sampling_params=sampling, rid=call.request_id)
     request.post_init()
     return request
+
+
+def answer_of_beams(beams: Sequence[Sequence[Any]]) -> Answer:
+    """Return the answer with the tokens of one beam or several."""
+    tokens = tuple(tuple(map(int, beam)) for beam in beams)
+    return Answer(tokens=tokens[0], beams=tokens if len(tokens) > 1 else ())
 
 
 def model_settings(setup: Setup) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import shortfin.array as sfnp
@@ -59,6 +60,11 @@ class _Responder(Responder):
             return Answer(tokens=tuple(map(int, json.loads(response))))
         return Answer(text=response.removeprefix(b"data: ").removesuffix(b"\n\n").decode())
 
+    def read_stream(self, parts: Sequence[bytes]) -> Answer:
+        if ANSWERS_IDS:
+            return super().read_stream(parts)
+        return self.read(parts[-1]) if parts else Answer(text="")  # each part has the text so far
+
 
 class V31(Service):
     """The generation of 3.1 and 3.2."""
@@ -72,8 +78,10 @@ class V31(Service):
         options = share_out(config.options, {
             "system": parameters_of(SystemManager.__init__, {"device", "device_ids"}),
             "service": {"program_isolation"},
+            "request": {"stream"},
             "model": parameters_of(ModelParams, ours),
         })  # fmt: skip
+        self.streams = bool(options["request"].get("stream"))
         # This generation has one type for both; the page table uses it.
         dtype = str(options["model"].get("attn_dtype", model.kv_cache_dtype))
         options["model"]["attn_dtype"] = type_of(dtype, sfnp)
@@ -102,7 +110,7 @@ class V31(Service):
 
     def launch(self, call: Call) -> None:
         sampling = {"max_completion_tokens": call.max_new_tokens - self.surplus_tokens}
-        request = generate_request(call, sampling, ids=ANSWERS_IDS)
+        request = generate_request(call, sampling, ids=ANSWERS_IDS, stream=self.streams)
         responder = self.responders[call.request_id] = _Responder(call, self.end)
         Client(self.native, request, responder).launch()
 

@@ -48,6 +48,8 @@ _DEVICE_OPTIONS = {
     "amdgpu_allow_device_reuse": "amdgpu_allow_device_reuse",
 }
 """Parameters of the system manager, each with its name among those of the server."""
+_STREAMS = hasattr(ClientGenerateBatchProcess, "stream_results")
+"""Whether answers can be streamed (up to 3.5)."""
 _SAMPLING = getattr(io_struct, "SamplingParams", dict)
 
 
@@ -105,7 +107,9 @@ class V33(Service):
             "model": parameters_of(ModelParams, ours),
             "cache": parameters_of(PagedKVCacheParams, ours),
             "system": parameters_of(LlmSystemManager.__init__, {"device", "device_ids"}),
+            "request": {"stream"} if _STREAMS else set(),
         })  # fmt: skip
+        self.streams = bool(options["request"].get("stream"))
         dtype = model.kv_cache_dtype
         if "kv_cache_dtype" in parameters_of(PagedKVCacheParams):
             options["cache"].setdefault("kv_cache_dtype", dtype)
@@ -145,7 +149,7 @@ class V33(Service):
 
     def launch(self, call: Call) -> None:
         sampling = _SAMPLING(max_completion_tokens=call.max_new_tokens - self.surplus_tokens)
-        request = generate_request(call, sampling)
+        request = generate_request(call, sampling, stream=self.streams)
         responder = self.responders[call.request_id] = _Responder(call, self.end)
         Client(self.native, request, responder).launch()
 

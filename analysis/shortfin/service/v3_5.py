@@ -13,7 +13,7 @@ from analysis.shortfin.capture import report_fault
 from analysis.shortfin.config import PHASES
 from analysis.shortfin.port import Answer, Call
 from analysis.shortfin.service import v3_3
-from analysis.shortfin.service.common import generate_request, waiting_state
+from analysis.shortfin.service.common import answer_of_beams, generate_request, waiting_state
 
 _CANCELS = hasattr(ClientGenerateBatchProcess, "cancel")
 """Whether a request can be cancelled (3.6); in 3.5 its client disconnects."""
@@ -27,10 +27,8 @@ class _Responder(v3_3._Responder):
     def read(self, response: Any) -> Answer:
         if isinstance(response, bytes):
             tokens = json.loads(response)
-            # One list for each beam in 3.6, the list of the only beam in 3.5.
-            if tokens and isinstance(tokens[0], list):
-                (tokens,) = tokens
-            return Answer(tokens=tuple(map(int, tokens)))
+            # One list for each beam; of the only beam in 3.5, its tokens.
+            return answer_of_beams(tokens if tokens and isinstance(tokens[0], list) else [tokens])
         return super().read(response)
 
     def is_disconnected(self) -> bool:  # type: ignore[override]
@@ -40,9 +38,6 @@ class _Responder(v3_3._Responder):
     def get_status_tracker(self) -> _Responder:
         """Return an object that knows whether the client has left."""
         return self
-
-    def stream_start(self, **_: object) -> None:
-        """Do nothing: the start of a streamed web response."""
 
     def send_error(self, error_message: str, code: Any, extra_fields: dict[str, Any]) -> None:
         """End the request with the engine's error."""
@@ -62,7 +57,8 @@ class V35(v3_3.V33):
 
     def launch(self, call: Call) -> None:
         tokens = call.max_new_tokens - self.surplus_tokens
-        request = generate_request(call, SamplingParams(max_completion_tokens=tokens))
+        sampling = SamplingParams(max_completion_tokens=tokens)
+        request = generate_request(call, sampling, stream=self.streams)
         responder = self.responders[call.request_id] = _Responder(call, self.end)
         responder.process = ClientGenerateBatchProcess(
             self.native, request, responder, fiber=self.native.main_fiber
@@ -86,6 +82,8 @@ class V35(v3_3.V33):
 
     def _observe_tokens(self) -> None:
         """Report chosen tokens: the engine submits a decode with each of them at once."""
+        if self.native.server_params.decode_config.num_beams > 1:
+            return  # most of these tokens are of beams that will be dropped
         batcher = self.native.decode_batcher
         submit = batcher.submit
 

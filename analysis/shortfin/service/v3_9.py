@@ -24,6 +24,7 @@ from analysis.shortfin.port import Answer, Call, Setup
 from analysis.shortfin.service.common import (
     Responder,
     Service,
+    answer_of_beams,
     cache_settings,
     generate_request,
     model_settings,
@@ -43,10 +44,8 @@ class _Responder(Responder):
     """The engine's process of the request."""
 
     def read(self, response: Any) -> Answer:
-        beams = response or [[]]
-        # One prompt and one beam: a list with one list of numpy integers.
-        tokens = beams[0] if beams and isinstance(beams[0], list) else beams
-        return Answer(tokens=tuple(int(token) for token in tokens))
+        # For each beam of the prompt a list of numpy integers.
+        return answer_of_beams(response or [[]])
 
     def send_error(self, error_message: str, code: Any, extra_fields: dict[str, Any]) -> None:
         """End the request with the engine's error."""
@@ -162,6 +161,8 @@ class V39(Service):
 
     def _observe_tokens(self) -> None:
         """Report chosen tokens: the engine submits a decode with each of them at once."""
+        if self.native.server_params.decode_config.num_beams > 1:
+            return  # most of these tokens are of beams that will be dropped
         batcher = self.native.unified_batcher
         submit = batcher.submit
 

@@ -20,7 +20,7 @@ from analysis.sweep.plan import Plan
 from analysis.workloads.named import LONGEST_ANSWER, WORKLOADS, in_turn
 
 LEVELS = (2, 4, 8, 16, 32)
-_NEWER = ("forks", "bursts")
+_NEWER = ("forks", "bursts", "cancelled")
 """Workloads that the shipped validation of notebook 07 was made without."""
 EVERY: tuple[str, ...] = tuple(name for name in WORKLOADS if name not in _NEWER)[::-1]
 """Workloads of the engines of a level, in turn: the most demanding first."""
