@@ -35,6 +35,12 @@ BatcherProcess.STROBE_SHORT_DELAY = BatcherProcess.STROBE_LONG_DELAY = 0.004
 from analysis.shortfin.config import EngineConfig
 EngineConfig.__init__.__kwdefaults__["serialise_invocations"] = True
 """,
+    # A request for one token does not end the engine; see the treatment `ignore-unreserved`.
+    "late-reservation": """
+from shortfin_apps.llm.components.scheduler import Scheduler
+_remove = Scheduler._remove
+Scheduler._remove = lambda self, *, rid: rid in self._workgroup_placement and _remove(self, rid=rid)
+""",
     # No request is refused by chance; see the treatment `separate-fibers`.
     "shared-fiber-list": """
 from shortfin_apps.llm.components.batcher import FiberPool

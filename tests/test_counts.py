@@ -41,16 +41,17 @@ def mixed() -> Run:
 
 
 @given(st.lists(st.sampled_from(OUTCOMES)))
-def test_every_outcome_is_right_failed_or_rejected(outcomes: list[str]) -> None:
+def test_every_outcome_is_right_failed_rejected_or_cancelled(outcomes: list[str]) -> None:
     counts = count_requests(outcomes)
-    assert counts.asked == outcomes.count("ok") + counts.failed + counts.rejected == len(outcomes)
+    right = outcomes.count("ok") + outcomes.count("cancelled")
+    assert counts.asked == right + counts.failed + counts.rejected == len(outcomes)
     assert counts.rejected == outcomes.count("rejected")
     assert counts.accepted == counts.asked - counts.rejected
     assert count_requests({name: outcomes.count(name) for name in OUTCOMES}) == counts
 
 
 def test_what_failed_means_is_said_once(mixed: Run) -> None:
-    assert set(FAILURES) == set(OUTCOMES) - {"ok", "rejected"}
+    assert set(FAILURES) == set(OUTCOMES) - {"ok", "rejected", "cancelled"}
     (row,) = failure_rates(mixed.requests, mixed.trials).to_dict("records")
     counts = count_requests(mixed.requests["outcome"])
     assert (row["failures"], row["n"], row["rejected"]) == (5, 96, 51)

@@ -114,7 +114,7 @@ def test_every_request_is_counted_once(first: dict[str, int], second: dict[str, 
     rates = stats.failure_rates(run.requests, run.trials)
     total = sum(first.values()) + sum(second.values())
     assert rates["n"].sum() == total
-    ok = first.get("ok", 0) + second.get("ok", 0)
+    ok = sum(each.get(name, 0) for each in (first, second) for name in ("ok", "cancelled"))
     assert rates["failures"].sum() + rates["rejected"].sum() + ok == total
     if total:
         counts = stats.outcome_counts(run.requests, run.trials)

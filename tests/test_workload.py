@@ -84,7 +84,7 @@ def test_a_file_without_a_readable_request_is_refused(tmp_path: Path, content):
 
 def test_an_unknown_workload_names_those_that_there_are():
     with pytest.raises(
-        WorkloadError, match="reported, mixed, shared_prefix, forks, bursts, prefix_reuse"
+        WorkloadError, match="reported, mixed, shared_prefix, forks, bursts, cancelled"
     ):
         make_workload("nothing", count=1, seed=0)
 

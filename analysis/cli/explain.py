@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from analysis.diagnosis import Explanation
+    from analysis.sweep.plan import Plan
 
 _LISTED = 10
 
@@ -96,51 +97,35 @@ _FLAGS = {
 
 def _what_to_try(explanation: Explanation) -> str:
     """Return the treatments that may remove its findings, and the command that tests them."""
-    from analysis.runs.tables import arm_of
-    from analysis.studies.releases.catalogue import treatments_for
-    from analysis.treatments import TREATMENTS
+    from analysis.studies.one_failure import suspects, treated_sweep
 
-    trial = explanation.trial
-    base = arm_of(trial["treatments"])
-    names = [
-        name
-        for found in explanation.findings
-        for name in treatments_for(
-            found.rule, found.cause, str(trial["release"]), str(trial["prefix_sharing"])
-        )
-        if name not in base
-    ]
-    if not names:
+    found = suspects(explanation)
+    if not found:
         return ""
-    names = list(dict.fromkeys(names))
-    lines = [f"  {name}: {TREATMENTS[name].hypothesis}" for name in names]
-    arms = [base, *((*base, name) for name in names)]
-    arms += [(*base, *names)] if len(names) > 1 else []
-    return "\n".join(["\nWhat to try", *lines, *_command(explanation, arms)])
+    lines = [f"  {one.treatment}: {one.hypothesis}" for one in found]
+    if explanation.trace.run.manifest.get("plan"):
+        lines.append(f"  {_command(treated_sweep(explanation, found))}")
+    return "\n".join(["\nWhat to try", *lines])
 
 
-def _command(explanation: Explanation, arms: list[tuple[str, ...]]) -> list[str]:
-    """Return the sweep that compares the arms in the setting of a trial; [] without its plan."""
-    from analysis.stats.clustered import engines_to_reach
+def _command(plan: Plan) -> str:
+    """Return the command of a sweep of one setting."""
     from analysis.sweep.plan import Plan
 
-    trial, plan = explanation.trial, explanation.trace.run.manifest.get("plan")
-    if not plan:
-        return []
-    usual = json.loads(json.dumps(Plan(releases=(str(trial["release"]),)).as_dict()))
-    words = ["cachelab", "sweep", "--releases", trial["release"]]
-    words += ["--prefix-sharing", trial["prefix_sharing"], "--pages", trial["page_count"]]
-    words += ["--concurrency", trial["concurrency"], "--workload", trial["workload"]]
+    usual = json.loads(json.dumps(Plan(releases=plan.releases).as_dict()))
+    words: list[object] = ["cachelab", "sweep", "--releases", *plan.releases]
+    words += ["--prefix-sharing", *plan.prefix_sharing, "--pages", *plan.pages]
+    words += ["--concurrency", *plan.concurrency, "--workload", plan.workload]
     for name, flag in _FLAGS.items():
-        value = plan.get(name)
-        if value is not None and value != usual.get(name):
-            words += [flag, ",".join(map(str, value)) if isinstance(value, list) else value]
-    for name, value in json.loads(trial["options"] or "{}").items():
+        value = getattr(plan, name)
+        if value is not None and json.loads(json.dumps(value)) != usual.get(name):
+            words += [flag, ",".join(map(str, value)) if isinstance(value, tuple) else value]
+    for name, value in plan.options.items():
         words += ["--option", f"{name}={json.dumps(value)}"]
-    words += ["--serialise-invocations"] if plan.get("serialise_invocations") else []
-    words += ["--repeats", engines_to_reach(len(arms) - 1), "--sanitize"]
-    words += ["--treatments", ",".join("+".join(arm) or "none" for arm in arms)]
-    return ["  " + shlex.join(map(str, words))]
+    words += ["--serialise-invocations"] if plan.serialise_invocations else []
+    words += ["--repeats", plan.repeats]
+    words += ["--treatments", ",".join("+".join(arm) or "none" for arm in plan.treatments)]
+    return shlex.join(map(str, words))
 
 
 def _write(explanation: Explanation, out: Path) -> list[Path]:

@@ -32,8 +32,8 @@ def sweep(
         str,
         typer.Option(
             help="reported, mixed, shared_prefix, forks, bursts, cancelled, prefix_reuse,"
-            " multi_turn, evict_after_lookup, continued, identical_then_continued, several in turn as"
-            " mixed+prefix_reuse, or a JSON Lines file"
+            " multi_turn, evict_after_lookup, continued, identical_then_continued, several in"
+            " turn as mixed+prefix_reuse, or a JSON Lines file"
         ),
     ] = "mixed",
     repeats: Annotated[int, typer.Option(help="fresh engines per configuration")] = 4,

@@ -78,6 +78,8 @@ CAPABILITIES = {
     "own-workers": "prefills and decodes have a worker each (3.5 and later)",
     "shared-fiber-list": "batchers take fibers from the list in which requests look for theirs",
     "drops-unscheduled": "a prefill that finds no pages is ended, not kept pending",
+    "late-reservation": "a request reserves its place with its first decode, and gives it back also"
+    " without one (3.6)",
     "padding-at-one": "padding rows of a decode start at position 1 (before #826)",
     "beams": "a request may have several beams (3.4 and later)",
     "prefill-positions": "a prefill may start at a position, behind shared pages (3.7 and later)",
@@ -202,8 +204,9 @@ RELEASES: tuple[Release, ...] = (
         pace=Pace(0.14, 0.005, 0.03, 0.006),
         fixes=(
             "give-back-reference", "free-unpublished-pages", "reserve-padding-page", "lock-cache",
-            "requeue-unscheduled", "survive-allocation-failure",
+            "requeue-unscheduled", "ignore-unreserved", "survive-allocation-failure",
         ),
+        own=("late-reservation",),
     ),
     Release(
         "3.7.0",

@@ -41,6 +41,7 @@ TREATMENTS: dict[str, type[Treatment]] = {
         scheduling.short_strobes,
         records.PinOnLookup,
         scheduling.requeue_unscheduled,
+        scheduling.ignore_unreserved,
         scheduling.survive_allocation_failure,
         pages.PoisonFreedPages,
         pages.Quarantine,

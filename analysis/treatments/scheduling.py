@@ -157,6 +157,17 @@ def requeue_unscheduled(engine: LiveEngine, undo: ExitStack) -> None:
 
 
 @treatment(
+    "ignore-unreserved",
+    "A request for one token gives back a place that it never reserved, which kills the worker.",
+    acts_on="server",
+    needs=["late-reservation"],
+)
+def ignore_unreserved(engine: LiveEngine, undo: ExitStack) -> None:
+    """Ignores the end of a reservation that was never made."""
+    engine.service.edits.ignore_unreserved(engine.service, undo)
+
+
+@treatment(
     "survive-allocation-failure",
     "A failed allocation kills the worker, or leaks pages and blocks other requests.",
     acts_on="server",

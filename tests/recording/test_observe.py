@@ -28,9 +28,9 @@ def objects(engine):
     service, cache = engine.service.native, engine.service.native.page_cache
     seen = [service, cache, cache.page_pool]
     seen += [v for n, v in vars(service).items() if n.endswith("batcher")]
-    # A batcher counts its own idle strobes, watched or not.
+    # A batcher counts its idle strobes and replaces its empty set of requests, watched or not.
     return [sorted((n, id(v)) for n, v in vars(o).items()
-                   if n not in ("strobes", "strobe_enabled")) for o in seen]
+                   if n not in ("strobes", "strobe_enabled", "pending")) for o in seen]
 def functions(engine):
     service = engine.service.native
     return [(b, id(f)) for d in (service.prefill_functions, service.decode_functions)

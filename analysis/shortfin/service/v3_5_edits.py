@@ -91,6 +91,16 @@ def requeue_unscheduled(service: Any, undo: ExitStack) -> None:
         return result
 
 
+def ignore_unreserved(service: Any, undo: ExitStack) -> None:
+    """Let requests without a place leave the groups of the decodes without an error."""
+    scheduler = service.native.decode_batcher.scheduler
+
+    @replaced(undo, scheduler, "_remove")
+    def removing(remove: Any, *, rid: str) -> None:
+        if rid in scheduler._workgroup_placement:
+            remove(rid=rid)
+
+
 class _NoResultsError(Exception):
     """A request's step has no results."""
 

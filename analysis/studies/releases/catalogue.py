@@ -146,6 +146,7 @@ class Cause:
 
 _MIXED = Demonstration("none", 256, "mixed", 4)
 _MIXED_TRIE = Demonstration("trie", 256, "mixed", 4)
+_ONE_TOKEN = Demonstration("none", 256, "mixed", 2, max_new_tokens=1)
 _SMALL_BATCHES = Demonstration("none", 256, "mixed", 6, batch_size=2)
 _SINGLE_PREFILLS = Demonstration("none", 256, "mixed", 4, prefill_batch_size=1)
 _SHARED = Demonstration("trie", 256, "shared_prefix", 4)
@@ -192,6 +193,7 @@ CAUSES: tuple[Cause, ...] = (
         "stuck-request", "batcher-stalled", "requeue-unscheduled", _TIGHT, "phase-workers",
         beside=("survive-allocation-failure",),
     ),
+    Cause("stuck-request", "worker-died", "ignore-unreserved", _ONE_TOKEN),
     Cause(
         "ref-count-mismatch", "not-released", "give-back-reference", _FEW_PAGES_TRIE,
         "shared-worker", beside=("true-leaves",),

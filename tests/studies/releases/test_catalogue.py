@@ -182,7 +182,7 @@ def test_the_first_two_causes_are_shown_and_removed_on_the_real_engine(
         plan
         for plan in study.demonstrations([release])
         if (plan.pages, plan.prefix_sharing, plan.batch_sizes) == ((256,), ("none",), (4,))
-        if not plan.options
+        if plan.concurrency == (FIRST.shown_by.concurrency,) and not plan.options
     ]
     run = run_sweep(plan, tmp_path / "shown", jobs=2)
     (cause,) = [one for one in CAUSES if one.shown_by == FIRST.shown_by and one.fits(release)]
