@@ -21,7 +21,7 @@ _fill = partial(paragraph, "analysis.studies.one_failure", "words.j2")
 def suspects_table(found: Sequence[Suspect]) -> HtmlTable:
     """Show which treatment may remove which finding, and what it tests."""
     rows = [(one.treatment, one.finding, one.hypothesis) for one in found]
-    frame = pd.DataFrame(rows, columns=["treatment", "finding", "it tests whether"])
+    frame = pd.DataFrame(rows, columns=["treatment", "finding", "hypothesis"])
     return html_table(frame, empty="No treatment is known for these findings.")
 
 
