@@ -169,6 +169,8 @@ class Plan:
                 f"Repeats alternate between {len(self.workloads)} workloads, so `--repeats` must be"
                 f" at least {len(self.workloads)}, not {self.repeats}."
             )
+        for sharing in self.prefix_sharing:  # the controls of no other can be made
+            EngineConfig(prefix_sharing=sharing)
         self._check_treatments()
         self._check_targets()
         for trial in self.trials():
