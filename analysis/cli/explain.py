@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from analysis.diagnosis import Explanation
+    from analysis.runs.store import Run
     from analysis.sweep.plan import Plan
 
 _LISTED = 10
@@ -33,10 +34,15 @@ def explain(
         Path | None, typer.Option(help="where to write explanation.png and explanation.html")
     ] = None,
     reference: Annotated[
-        bool, typer.Option(help="compute the reference decoder's probability of the wrong token")
+        bool, typer.Option(help="compute the step of the wrong token with the reference decoder")
     ] = True,
+    alone: Annotated[
+        bool, typer.Option("--alone", help="also send its prompt to a fresh engine, alone")
+    ] = False,
 ) -> None:
     """Explain why a request of a run failed: its invocations, pages, first finding and wrong token.
+
+    The verdict on a wrong answer is cache, results, model, numerics or unknown (see the glossary).
 
     Without a request, the failed ones are listed and the first is explained: untreated before
     treated ones, and wrong answers before other failures.
@@ -66,9 +72,9 @@ def explain(
         failed = failed[failed["trial_id"] == trial] if trial else failed
         if failed.empty:
             raise RunError(f"No request of {trial or run} failed. Name the one to explain.")
-        _list(failed)
+        _list(failed, loaded)
         request, trial = failed["request_id"].iloc[0], failed["trial_id"].iloc[0]
-    explanation = explain_request(loaded, request, trial, reference=reference)
+    explanation = explain_request(loaded, request, trial, reference=reference, alone=alone)
     typer.echo(str(explanation))
     typer.echo(_what_to_try(explanation))
     if out is not None:
@@ -81,11 +87,14 @@ def explain(
         raise typer.Exit(1)
 
 
-def _list(failed: pd.DataFrame) -> None:
-    """Print the first of the failed requests."""
+def _list(failed: pd.DataFrame, run: Run) -> None:
+    """Print the first of the failed requests, with the verdicts that the tables give."""
+    from analysis.diagnosis.verdict import recorded_statuses
+
     shown = failed[["trial_id", "request_id", "outcome"]].head(_LISTED)
+    shown = shown.merge(recorded_statuses(run), on=["trial_id", "request_id"], how="left")
     more = f"\nand {len(failed) - _LISTED} more" if len(failed) > _LISTED else ""
-    typer.echo(f"{shown.to_string(index=False)}{more}\n")
+    typer.echo(f"{shown.fillna('').to_string(index=False)}{more}\n")
 
 
 _FLAGS = {
@@ -122,6 +131,7 @@ def _command(plan: Plan) -> str:
             words += [flag, ",".join(map(str, value)) if isinstance(value, tuple) else value]
     for name, value in plan.options.items():
         words += ["--option", f"{name}={json.dumps(value)}"]
+    words += ["--keep-wrong"] if plan.keep_wrong else []
     words += ["--serialise-invocations"] if plan.serialise_invocations else []
     words += ["--repeats", plan.repeats]
     words += ["--treatments", ",".join("+".join(arm) or "none" for arm in plan.treatments)]

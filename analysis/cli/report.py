@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -62,7 +62,21 @@ def report(
         out=out or reports_dir(),
         full=full,
         recorded=recorded,
-        parameters=named("--parameter", parameter or ()),
+        parameters=_located(named("--parameter", parameter or ())),
     )
     if not result.ok:
         raise typer.Exit(1)
+
+
+def _located(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters with absolute paths: a notebook runs in its own directory."""
+    return {
+        name: str(Path(value).resolve())
+        if name in _PATHS and isinstance(value, str) and Path(value).exists()
+        else value
+        for name, value in parameters.items()
+    }
+
+
+_PATHS = ("workload", "model")
+"""Parameters that may be paths, or names."""

@@ -37,6 +37,13 @@ def sweep(
         ),
     ] = "mixed",
     repeats: Annotated[int, typer.Option(help="fresh engines per configuration")] = 4,
+    keep_wrong: Annotated[
+        bool,
+        typer.Option(
+            "--keep-wrong",
+            help="send also the prompts of a workload file that the model alone answers wrong",
+        ),
+    ] = False,
     rounds: Annotated[
         int | None, typer.Option(help="requests per client [default: 1; prefix_reuse: 3]")
     ] = None,
@@ -120,6 +127,7 @@ def sweep(
         pages=numbers("--pages", pages),
         concurrency=numbers("--concurrency", concurrency),
         workload=workload,
+        keep_wrong=keep_wrong,
         repeats=repeats,
         rounds=rounds,
         seed=seed,

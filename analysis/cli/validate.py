@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from analysis.cli.values import Json, OptionError, numbers, texts
+from analysis.cli.values import Json, Model, OptionError, numbers, texts
 
 if TYPE_CHECKING:
     from analysis.studies.validation.result import Isolated, Level
@@ -32,6 +32,8 @@ def validate(
         str | None,
         typer.Option(help="as of `sweep` [default: every one that it can make, in turn]"),
     ] = None,
+    batch_sizes: Annotated[str, typer.Option(help="compiled batch sizes")] = "4",
+    model: Model = None,
     max_new_tokens: Annotated[int, typer.Option(help="tokens of an answer")] = 15,
     seed: Annotated[int, typer.Option(help="the same seed gives the same prompts")] = 0,
     request_timeout: Annotated[
@@ -92,6 +94,8 @@ def validate(
         levels=numbers("--concurrency", concurrency),
         pages=pages,
         workload=workload,
+        batch_sizes=numbers("--batch-sizes", batch_sizes),
+        model=str(model) if model else None,
         max_new_tokens=max_new_tokens,
         seed=seed,
         request_timeout_s=request_timeout,

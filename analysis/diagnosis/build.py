@@ -10,9 +10,11 @@ from analysis.diagnosis.divergence import Divergence, divergence_of
 from analysis.diagnosis.evidence import death_of, findings_of, first_finding
 from analysis.diagnosis.explanation import Explanation
 from analysis.diagnosis.pages import histories_of, pages_of
-from analysis.diagnosis.request_trace import RequestTrace, trace_of
+from analysis.diagnosis.request_trace import RequestTrace, trace_of, value_of
 from analysis.diagnosis.timeline import RequestInvocation, invocations_of, peers_of, timeline_of
+from analysis.diagnosis.verdict import verdict_of
 from analysis.runs.tables import broken_json
+from analysis.sweep.rerun_solo import rerun_wrong_prompts, wrong_requests
 
 if TYPE_CHECKING:
     from analysis.runs.store import Run
@@ -20,13 +22,19 @@ if TYPE_CHECKING:
 
 @broken_json("The recording of the run")
 def explain(
-    run: Run, request_id: str, trial_id: str | None = None, *, reference: bool = True
+    run: Run,
+    request_id: str,
+    trial_id: str | None = None,
+    *,
+    reference: bool = True,
+    alone: bool = False,
 ) -> Explanation:
     """Explain why a request of a run failed, from its recording.
 
     `trial_id` selects the trial if several have a request of that name. If `reference` is set, the
-    reference decoder computes the probabilities of the first wrong token, in a child process of
-    the release. Raises RunError if the request or trial does not exist or is ambiguous.
+    reference decoder computes the probabilities of the first wrong token, and its step again, in
+    child processes of the release. If `alone` is set, a wrongly answered prompt is sent to a fresh
+    engine, alone. Raises RunError if the request or trial does not exist or is ambiguous.
     """
     trace = trace_of(run, request_id, trial_id)
     invocations = invocations_of(trace)
@@ -36,6 +44,10 @@ def explain(
     page = None if finding is None else finding.page
     histories = histories_of(trace, pages_of(trace, invocations, [page]))
     divergence = divergence_of(trace, invocations, reference=reference)
+    outcome_alone = _alone(trace) if alone and trace.outcome == "wrong" else None
+    verdict = verdict_of(
+        trace, invocations, findings, divergence, reference=reference, alone=outcome_alone
+    )
     caches = caches_of(trace)
     begin, end = trace.seq_of("submitted"), trace.seq_of("done")
     if begin is None:
@@ -46,6 +58,7 @@ def explain(
         outcome=trace.outcome,
         summary=summary_of(trace),
         diagnosis=diagnosis_of(trace, invocations, findings, finding, divergence, death, histories),
+        verdict=verdict,
         request=trace.request,
         trial=trace.trial,
         timeline=timeline_of(trace, invocations),
@@ -62,6 +75,14 @@ def explain(
         end=end if end is not None else max(trace.last_seq, begin),
         trace=trace,
     )
+
+
+def _alone(trace: RequestTrace) -> str:
+    """Return the outcome of the prompt alone on a fresh engine, or why there is none."""
+    wrong = wrong_requests(trace.run)
+    own = (wrong["trial_id"] == trace.trial["trial_id"]) & (wrong["request_id"] == trace.name)
+    row = rerun_wrong_prompts(trace.run, prompts=wrong[own]).iloc[0]
+    return str(value_of(row["outcome"]) or f"unknown ({row['detail']})")
 
 
 def _missing(

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from analysis.core.errors import CachelabError
 from analysis.core.wording import probability
@@ -14,6 +15,9 @@ from analysis.diagnosis.request_trace import RequestTrace
 from analysis.diagnosis.timeline import RequestInvocation, time_of
 from analysis.model.artifacts import load_model, model_directory
 from analysis.shortfin.oracle import oracle_of
+
+if TYPE_CHECKING:
+    from analysis.model.tokenizer import ModelTokenizer
 
 
 @dataclass(frozen=True)
@@ -92,21 +96,26 @@ def divergence_of(
 
 def token_name(trace: RequestTrace, token: int | None) -> str:
     """Return a token as text in quotation marks, or its id if the text is unknown."""
-    return "nothing" if token is None else _texts(_model(trace)).get(token, f"token {token}")
+    if token is None:
+        return "nothing"
+    text = text_of(trace, [token])
+    return f"“{text}”" if text else f"token {token}"
+
+
+def text_of(trace: RequestTrace, tokens: Sequence[int]) -> str | None:
+    """Return the text of tokens; None without the model's tokenizer."""
+    tokenizer = _tokenizer(model_of(trace))
+    return None if tokenizer is None else tokenizer.decode(tokens)
 
 
 @lru_cache(maxsize=8)
-def _texts(model: str | None) -> dict[int, str]:
-    """Return the text of each token of a model, in quotation marks."""
+def _tokenizer(model: str | None) -> ModelTokenizer | None:
     try:
         from analysis.model.tokenizer import ModelTokenizer
 
-        artifacts = load_model(Path(model) if model else None)
-        tokenizer = ModelTokenizer(artifacts)
-        texts = {n: tokenizer.decode([n]) for n in range(tokenizer.vocabulary_size)}
+        return ModelTokenizer(load_model(Path(model) if model else None))
     except (CachelabError, ImportError, AttributeError):
-        return {}
-    return {n: f"“{text}”" for n, text in texts.items() if text}
+        return None
 
 
 def _probabilities(
@@ -143,7 +152,7 @@ def _reference(
     try:
         found = _reference_probabilities(
             str(trace.trial["release"]),
-            _model(trace),
+            model_of(trace),
             tuple(trace.trial["batch_sizes"] or (4,)),
             str(trace.request["prompt"]),
             tuple(trace.request["prompt_tokens"] or ()) or None,
@@ -167,7 +176,7 @@ def _reference_probabilities(
     return oracle.probabilities(prompt, prompt_tokens, answer)
 
 
-def _model(trace: RequestTrace) -> str | None:
+def model_of(trace: RequestTrace) -> str | None:
     """Return the directory of the run's model; None for the shipped one."""
     plan = trace.run.manifest.get("plan") or {}
     model = plan.get("model") if isinstance(plan, Mapping) else None

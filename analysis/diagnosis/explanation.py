@@ -14,6 +14,7 @@ from analysis.diagnosis.evidence import EngineDeath, count_of
 from analysis.diagnosis.pages import PageHistory
 from analysis.diagnosis.request_trace import RequestTrace
 from analysis.diagnosis.timeline import BatchPeer, BatchRow, Moment, RequestInvocation
+from analysis.diagnosis.verdict import Verdict
 from analysis.sanitizer.findings import Finding
 
 _INVOCATIONS, _ENTRIES, _PAGES, _PEERS, _MOMENTS, _STACK = 40, 14, 12, 12, 40, 5
@@ -57,6 +58,8 @@ class Explanation:
     """How the request ended, in a sentence."""
     diagnosis: tuple[str, ...]
     """Why it failed according to the recording, in sentences."""
+    verdict: Verdict | None
+    """Why its answer is wrong; None if it is not wrong."""
     request: Mapping[str, Any]
     """Its row of the table `requests`; missing values are None."""
     trial: Mapping[str, Any]
@@ -98,6 +101,7 @@ class Explanation:
         """The parts of the text in reading order, without empty ones."""
         parts = [
             Section("Why", (self.summary, *self.diagnosis)),
+            _verdict(self),
             _timeline(self),
             _finding(self),
             _further(self),
@@ -116,6 +120,11 @@ class Explanation:
 
     def __repr__(self) -> str:
         return f"<Explanation: {self.summary}>"
+
+
+def _verdict(explained: Explanation) -> Section:
+    verdict = explained.verdict
+    return Section("Verdict", verdict.sentences if verdict is not None else ())
 
 
 def _timeline(explained: Explanation) -> Section:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from analysis.core.errors import RunError
 from analysis.core.wording import finding_name
+from analysis.diagnosis.verdict import recorded_statuses
 from analysis.jupyter.frames import FramedPage, framed
 from analysis.runs.derive import failed_requests
 from analysis.runs.schema import FAILURES
@@ -20,8 +21,8 @@ _HEIGHT, _SHOWN = 640, 8
 _COLUMNS = {
     "request_id": "request", "release": "release", "prefix_sharing": "sharing",
     "page_count": "pages", "concurrency": "at once", "treatments": "treatments",
-    "repeat": "repeat", "family": "family", "outcome": "outcome", "latency_s": "seconds",
-    "first": "first finding",
+    "repeat": "repeat", "family": "family", "outcome": "outcome", "verdict": "verdict",
+    "latency_s": "seconds", "first": "first finding",
 }  # fmt: skip
 _FACTS = {"prompt": "prompt", "text": "answer", "expected_text": "expected", "error": "error",
           "cached_tokens": "cached tokens", "evictions_during": "evictions meanwhile"}  # fmt: skip
@@ -40,6 +41,7 @@ def browse(run: Run) -> FramedPage:
     order = failed_requests(run.requests, run.trials)[["trial_id", "request_id"]]
     place = {key: n for n, key in enumerate(order.itertuples(index=False, name=None))}
     whole = run.requests.merge(trials, on="trial_id", suffixes=("", "_of_trial"))
+    whole = whole.merge(recorded_statuses(run), on=["trial_id", "request_id"], how="left")
     rows = [_row(row, findings) for row in whole.to_dict("records")]
     rows.sort(key=lambda row: place.get((row["trial"], row["request"]), len(place)))
     data = {"columns": list(_COLUMNS.values()), "rows": rows}

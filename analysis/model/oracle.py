@@ -36,6 +36,16 @@ Answers = dict[Question, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
+class Computed:
+    """One step: the logits of the next token, and the keys and values before it."""
+
+    logits: npt.NDArray[np.float32]
+    """``[vocab]``"""
+    slots: npt.NDArray[Any]
+    """``[tokens, layers, 2 (K, V), kv heads, head dimension]``"""
+
+
+@dataclass(frozen=True)
 class Oracle:
     """The reference decoder of one release.
 
@@ -110,11 +120,18 @@ class Oracle:
             {"prompt_tokens": tokens[:prompt], "answer": tokens[prompt:], "want": "keys_values"}
             for prompt, tokens in sequences
         ]
+        return [_slots(answered) for answered in self._ask(queries, timeout_s, timeout_s)]
+
+    def compute(self, ways: Iterable[Mapping[str, Any]]) -> list[Computed]:
+        """Compute several steps, each in one of two ways.
+
+        Either the tokens `answer` are decoded one by one after the prefilled `prompt_tokens`, or
+        the `calls` of an engine are made again: the arguments of `ReferenceDecoder.recompute`.
+        """
+        queries = [{**way, "want": "step"} for way in ways]
         return [
-            np.frombuffer(base64.b64decode(answered["keys_values"]), answered["dtype"]).reshape(
-                answered["shape"]
-            )
-            for answered in self._ask(queries, timeout_s, timeout_s)
+            Computed(np.array(answered["logits"], dtype=np.float32), _slots(answered))
+            for answered in self._ask(queries)
         ]
 
     def _ask(
@@ -140,6 +157,11 @@ class Oracle:
         parts = [model.checksum, self.release, list(self.batch_sizes)]
         key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
         return paths.cache_dir() / "reference" / f"{self.release}-{key}.jsonl"
+
+
+def _slots(answered: Mapping[str, Any]) -> npt.NDArray[Any]:
+    data = base64.b64decode(answered["keys_values"])
+    return np.frombuffer(data, answered["dtype"]).reshape(answered["shape"])
 
 
 def _read(file: Path) -> Answers:
@@ -184,6 +206,12 @@ def _work(job: dict[str, Any], emit: jobs.Emit) -> None:
     decoder, tokenizer = ReferenceDecoder(model, vmfb), ModelTokenizer(model)
     end = tokenizer.token_id(model.eos_token)
     for query in job["queries"]:
+        if "calls" in query:
+            computed = decoder.recompute(
+                *(query[name] for name in ("calls", "pages", "row", "length"))
+            )
+            emit({"logits": computed[0].tolist(), **_packed(computed[1])})
+            continue
         prompt = query.get("prompt_tokens") or tokenizer.encode(query["prompt"])
         if "new_tokens" in query:
             emit({"tokens": decoder.generate(prompt, query["new_tokens"], end=end)})
@@ -194,9 +222,13 @@ def _work(job: dict[str, Any], emit: jobs.Emit) -> None:
         if query["want"] == "probabilities":
             emit({"probabilities": [float(p) for p in sequence.probabilities]})
             continue
-        slots = np.ascontiguousarray(sequence.keys_values())
-        data = base64.b64encode(slots.tobytes()).decode()
-        emit({"keys_values": data, "dtype": str(slots.dtype), "shape": slots.shape})
+        logits = sequence.logits.tolist() if query["want"] == "step" else None
+        emit({"logits": logits, **_packed(sequence.keys_values())})
+
+
+def _packed(slots: npt.NDArray[Any]) -> dict[str, Any]:
+    data = base64.b64encode(np.ascontiguousarray(slots).tobytes()).decode()
+    return {"keys_values": data, "dtype": str(slots.dtype), "shape": slots.shape}
 
 
 if __name__ == "__main__":

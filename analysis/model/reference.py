@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,49 @@ class ReferenceDecoder:
         or more than the capacity.
         """
         return ReferenceSequence(self, token_ids, capacity or self.model.config.max_seq_len)
+
+    def recompute(
+        self, calls: Iterable[Mapping[str, Any]], pages: int, row: int, length: int
+    ) -> tuple[Logits, NDArray[Any]]:
+        """Make an engine's calls again, on `pages` zeroed pages.
+
+        A call has the arguments that the device got (`phase`, `tokens`, `seq_lens`,
+        `start_positions` and `block_tables`, as in the table `invocations`), or `copy` with the
+        source and the target of a copied page. Return the logits of the next token of a row of the
+        last call, float32 ``[vocab]``, and the first `length` slots of its block table, as
+        `ReferenceSequence.keys_values` gives them. Raises ModelError if a call cannot be made.
+        """
+        config = self.model.config
+        empty = np.zeros((pages, config.page_elements), dtype=self._numpy_dtype)
+        slab, result = self._upload(empty), None
+        call: Mapping[str, Any] = {}
+        for call in calls:
+            if "copy" in call:
+                held, (source, target) = np.array(slab.to_host()), call["copy"]
+                held[target] = held[source]
+                slab = self._upload(held)
+                continue
+            phase = call["phase"]
+            names = ["tokens", "seq_lens", "start_positions", "block_tables"]
+            if phase == "prefill":
+                starts = ["start_positions"] if config.has_prefill_position else []
+                names = ["tokens", *starts, "seq_lens", "block_tables"]
+            try:
+                function = self._module[f"{phase}_bs{len(call['tokens'])}"]
+                arguments = [self._upload(np.array(call[name], dtype=np.int64)) for name in names]
+                with self._lock:
+                    result = function(*arguments, slab)
+            except (KeyError, TypeError, ValueError) as error:
+                raise ModelError(f"A recorded {phase} cannot be computed again: {error}.") from None
+        if result is None:
+            raise ModelError("There is no call to compute again.")
+        logits = np.array(result.to_host(), dtype=np.float32)[row]
+        start = (call["start_positions"] or (0,) * (row + 1))[row]
+        last = call["seq_lens"][row] - 1 - start if call["phase"] == "prefill" else 0
+        table = [page if 0 <= page < pages else _PADDING_PAGE for page in call["block_tables"][row]]
+        held = np.array(slab.to_host())[table].reshape(-1, *config.page_shape)
+        slots = np.moveaxis(held, 3, 1)
+        return logits[last], slots.reshape(-1, *slots.shape[2:])[:length]
 
     def _smallest(self, phase: str) -> tuple[int, Any]:
         config = self.model.config

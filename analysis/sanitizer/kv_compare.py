@@ -169,7 +169,7 @@ def compare(
     held = np.moveaxis(read_pages(engine, pages.tolist()), 3, 1)[which, where[:, 2]]
     should = np.concatenate([held[:0], *(right[name] for name in sequences)])
 
-    difference, parts = _distance(held, should)
+    difference, parts = distance(held, should)
     ulps = parts.max(axis=(1, 2), initial=0.0)
     beyond = parts.max(axis=2, initial=0.0) > NUMERICS  # [slots, layers]
     finite = np.isfinite(held).all(axis=(1, 2, 3, 4))
@@ -256,7 +256,7 @@ def _places(name: str, row: Row, stride: int) -> NDArray[np.int64]:
     )
 
 
-def _distance(held: Floats, should: Floats) -> tuple[Floats, Floats]:
+def distance(held: Floats, should: Floats) -> tuple[Floats, Floats]:
     """Return the largest absolute difference [slots], and in units [slots, layers, 2].
 
     The difference of NaN or infinity is infinite.
@@ -315,9 +315,7 @@ def _nearest(held: Floats, known: Floats) -> tuple[NDArray[np.int64], Floats]:
         # The product is fast but rounds: its few best candidates are compared exactly.
         rough = lengths - 2 * some.reshape(len(some), -1).astype(np.float32) @ flat.T
         few = np.sort(np.argpartition(rough, count, axis=1)[:, : count + 1], axis=1)
-        exact = np.stack(
-            [_distance(some, known[few[:, k]])[1] for k in range(few.shape[1])], axis=1
-        )
+        exact = np.stack([distance(some, known[few[:, k]])[1] for k in range(few.shape[1])], axis=1)
         best = exact.max(axis=(2, 3)).argmin(axis=1)
         rows = np.arange(len(some))
         nearest.append(few[rows, best])

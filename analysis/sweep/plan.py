@@ -45,6 +45,7 @@ _LISTS = (
 )  # fmt: skip
 _TYPES: dict[str, Any] = {
     "workload": str, "observe": str, "sanitize": bool, "serialise_invocations": bool,
+    "keep_wrong": bool,
     "options": Mapping, "axes": Mapping, "device_ids": list | tuple, "model": str | None,
 }  # fmt: skip
 _MOST_TRIALS, _MOST_REQUESTS = 100_000, 1_000_000
@@ -59,7 +60,8 @@ class Plan:
     """A grid of trials. Raises PlanError for invalid values.
 
     `rounds` is the number of successive requests of each client; None means 1, or 3 for
-    `prefix_reuse`. A workload file is always sent whole. `workload` may name several, as in
+    `prefix_reuse`. A workload file is always sent whole, without the prompts that the model alone
+    answers wrong, or with them if `keep_wrong` is set. `workload` may name several, as in
     `mixed+multi_turn`: repeats then alternate between them. `options` are passed to the engine by
     name. `observe` is one of nothing, events (with invocations), and snapshots (with events).
 
@@ -105,6 +107,7 @@ class Plan:
     sanitize: bool = False
     targets: tuple[str, ...] = (ENGINE,)
     axes: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    keep_wrong: bool = False
 
     def __post_init__(self) -> None:
         if self.sanitize and self.observe == "nothing":
@@ -159,11 +162,15 @@ class Plan:
                 raise PlanError("A workload file is always sent whole. Remove `--rounds`.")
             if len(self.workloads) > 1:
                 raise PlanError("A workload file cannot be combined with other workloads.")
+        elif self.keep_wrong:
+            raise PlanError("`--keep-wrong` is for a workload file. Give one, or remove it.")
         if self.repeats < len(self.workloads):
             raise PlanError(
                 f"Repeats alternate between {len(self.workloads)} workloads, so `--repeats` must be"
                 f" at least {len(self.workloads)}, not {self.repeats}."
             )
+        for sharing in self.prefix_sharing:  # the controls of no other can be made
+            EngineConfig(prefix_sharing=sharing)
         self._check_treatments()
         self._check_targets()
         for trial in self.trials():
@@ -347,7 +354,7 @@ class Plan:
         plain = asdict(self)
         # Left out, so that runs from before this option can be resumed.
         later = {"observe": "nothing", "treatments": ((),), "sanitize": False, "resubmit_s": None,
-                 "targets": (ENGINE,), "axes": {}}  # fmt: skip
+                 "targets": (ENGINE,), "axes": {}, "keep_wrong": False}  # fmt: skip
         for name, default in later.items():
             if plain[name] == default:
                 del plain[name]

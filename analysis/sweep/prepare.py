@@ -82,7 +82,7 @@ def prepare(plan: Plan, on_progress: OnProgress | None = None) -> Prepared:
     if any(map(is_file, plan.workloads)):
         read = Workload.read(plan.workload, max_new_tokens=plan.max_new_tokens).requests
         answers = _ask(plan, read, on_progress)
-        kept = [request for request in read if _right(request, answers, decode)]
+        kept = [r for r in read if plan.keep_wrong or _right(r, answers, decode)]
         if not kept:
             raise WorkloadError(f"The model alone answers every prompt of {plan.workload} wrong.")
         whole = Workload(plan.workload, tuple(kept))

@@ -27,11 +27,15 @@ _NEEDED = ("model", "device", "batch_sizes", "device_ids", "hip_target", "serial
 _KEY = ["release", "prefix_sharing", "page_count", "options"]
 
 
-def wrong_prompts(run: Run) -> pd.DataFrame:
-    """Return the distinct prompts with wrong answers in a run, with their trials' settings."""
+def wrong_requests(run: Run) -> pd.DataFrame:
+    """Return the requests with wrong answers in a run, with their trials' settings."""
     wrong = run.requests[run.requests["outcome"] == "wrong"]
-    joined = wrong.merge(run.trials[["trial_id", *_KEY]], on="trial_id")
-    return joined.drop_duplicates(["prompt", *_KEY])
+    return wrong.merge(run.trials[["trial_id", *_KEY]], on="trial_id")
+
+
+def wrong_prompts(run: Run) -> pd.DataFrame:
+    """Return the distinct prompts of `wrong_requests`."""
+    return wrong_requests(run).drop_duplicates(["prompt", *_KEY])
 
 
 def rerun_wrong_prompts(
@@ -47,7 +51,8 @@ def rerun_wrong_prompts(
 
     It is an engine in process, also if a server gave the wrong answer.
 
-    `prompts` are rows of `wrong_prompts` (None: all); `prefix_sharing` replaces that of the run.
+    `prompts` are rows of `wrong_requests` (None: each prompt once); `prefix_sharing` replaces that
+    of the run.
     Returns a row for each prompt: its settings, `prompt`, `expected_text`, `text` and `tokens` (the
     answer alone), `outcome` (checked as in the sweep; None if it could not be sent), and `detail`
     if the trial did not end normally. If the run has neither an expected text nor reference

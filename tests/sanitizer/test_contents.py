@@ -227,7 +227,7 @@ def test_the_reference_is_asked_once_for_sequences_that_begin_alike(monkeypatch)
     assert long.dtype == np.float16
     # However it is computed, the same comes out but for numerics.
     whole = kv_compare.reference_slots(model, {"x": (22, tokens)}, release=REPORTED)["x"]
-    assert 0 < kv_compare._distance(whole, long)[1].max() <= kv_compare.NUMERICS
+    assert 0 < kv_compare.distance(whole, long)[1].max() <= kv_compare.NUMERICS
     monkeypatch.setattr(kv_reference, "oracle_of", None)
     again = kv_compare.reference_slots(model, {"y": (10, tokens[:15])}, release=REPORTED)["y"]
     assert np.array_equal(again, long[:15])

@@ -14,6 +14,7 @@ from analysis.studies.causes.scenarios import UNDO as UNDO
 from analysis.studies.causes.scenarios import Scenario as Scenario
 from analysis.studies.causes.scenarios import decide_all as decide_all
 from analysis.studies.causes.scenarios import first_failure as first_failure
+from analysis.studies.causes.scenarios import own_scenario as own_scenario
 from analysis.studies.causes.scenarios import reintroduced as reintroduced
 from analysis.studies.causes.scenarios import scenarios as scenarios
 from analysis.studies.causes.verdicts import Verdict as Verdict

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,29 +18,33 @@ from analysis.studies.causes.estimates import Measurement, measure
 from analysis.studies.causes.hypotheses import Hypothesis, Names, applicable, arms
 from analysis.studies.causes.verdicts import Verdict, decide
 from analysis.sweep.plan import Plan
+from analysis.sweep.prepare import check_lengths
 from analysis.sweep.runner import run_sweep
-from analysis.treatments import applies, fixes
+from analysis.treatments import applies, check_names, fixes
+from analysis.workloads.named import in_turn
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """A workload and a size of the page pool under which releases with a capability fail."""
+    """A workload and settings of the engine under which requests may fail."""
 
     name: str
     needs: str
-    """A capability of a release (`analysis.shortfin.releases.CAPABILITIES`)."""
+    """A capability of a release (`analysis.shortfin.releases.CAPABILITIES`); "" for one's own."""
     prefix_sharing: str
     page_count: int
     workload: str
     concurrency: int
-    rounds: int
-    """Requests of each client, one after another."""
+    rounds: int | None
+    """Requests of each client, one after another; None for a file, which is sent whole."""
     among: Names | None = None
     """Treatments of the hypotheses to test; None for all that apply."""
     refusals_count: bool = False
     """Whether a refused request failed, because a healthy engine would refuse none here."""
     request_timeout_s: float = 30.0
     release: str = ""
+    batch_sizes: tuple[int, ...] = (4,)
+    model: str | None = None
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -58,20 +63,26 @@ class Scenario:
     def whole_plan(self, concurrency: int, rounds: int, repeats: int, seed: int = 0) -> Plan:
         """Return a sweep with all fixes at once, for a bound on their failure rate.
 
-        Clients send refused requests again, so that every request is answered.
+        Clients send refused requests again, so that every request is answered. `rounds` does not
+        apply to a workload file.
         """
-        every = fixes(self.release, self.prefix_sharing)
-        return self._plan((every,), repeats, seed, concurrency, rounds, resubmit_s=0.05)
+        every, each = fixes(self.release, self.prefix_sharing), self.rounds and rounds
+        return self._plan((every,), repeats, seed, concurrency, each, resubmit_s=0.05)
+
+    def undone_plan(self, repeats: int, seed: int = 0) -> Plan:
+        """Return a sweep without and with UNDO."""
+        return self._plan(((), (UNDO,)), repeats, seed, self.concurrency, self.rounds)
 
     def _plan(
         self, treatments: tuple[Names, ...], repeats: int, seed: int, concurrency: int,
-        rounds: int, **more: Any,
+        rounds: int | None, **more: Any,
     ) -> Plan:  # fmt: skip
         return Plan(
             releases=(self.release,), prefix_sharing=(self.prefix_sharing,),
             pages=(self.page_count,), concurrency=(concurrency,), workload=self.workload,
             rounds=rounds, repeats=repeats, seed=seed, treatments=treatments, sanitize=True,
-            request_timeout_s=self.request_timeout_s, **more,
+            request_timeout_s=self.request_timeout_s, batch_sizes=self.batch_sizes,
+            model=self.model, **more,
         )  # fmt: skip
 
     def try_all(self, out: Path, repeats: int, seed: int = 0, jobs: int = 2) -> Run:
@@ -193,10 +204,60 @@ def scenarios(release: str, only: list[str] | None = None, most: int = 0) -> lis
     return list(known.values())[: most or None]
 
 
-def reintroduced(release: str, repeats: int, seed: int = 0) -> Plan | None:
-    """Return a sweep without and with UNDO; None on releases that have that cause themselves."""
+def own_scenario(
+    release: str,
+    workload: str,
+    *,
+    prefix_sharing: str = "none",
+    pages: int = 256,
+    concurrency: int = 8,
+    rounds: int = 4,
+    treatments: Sequence[str] = (),
+    batch_sizes: Sequence[int] = (4,),
+    model: str = "",
+    rejected_fail: bool = False,
+    request_timeout_s: float = 30.0,
+) -> Scenario:
+    """Return a scenario of one's own, with everything checked before an engine starts.
+
+    `workload` names one or several (`mixed+forks`), or a JSON Lines file, which is sent whole.
+    `treatments` are those of the hypotheses to test, by default all that apply. Raises the
+    CachelabError of the first value that is wrong.
+    """
+    for name in treatments:
+        [treatment] = check_names([name])
+        treatment.check(release, prefix_sharing)
+    is_whole = os.path.isfile(workload)
+    scenario = Scenario(
+        name=f"own, {Path(workload).name if is_whole else workload}",
+        needs="",
+        release=release,
+        prefix_sharing=prefix_sharing,
+        page_count=pages,
+        workload=str(Path(workload).resolve()) if is_whole else workload,
+        concurrency=concurrency,
+        rounds=None if is_whole else rounds,
+        among=tuple(treatments) or None,
+        batch_sizes=tuple(batch_sizes),
+        model=model or None,
+        refusals_count=rejected_fail,
+        request_timeout_s=request_timeout_s,
+    )
+    check_lengths(scenario.plan(len(in_turn(workload))))
+    return scenario
+
+
+def reintroduced(
+    release: str, repeats: int, seed: int = 0, own: Scenario | None = None
+) -> Plan | None:
+    """Return a sweep without and with UNDO; None on releases that have that cause themselves.
+
+    It is of the scenario `own` if given, else of mixed prompts.
+    """
     if not applies([UNDO], release):
         return None
+    if own is not None:
+        return own.undone_plan(repeats, seed)
     return Plan(
         releases=(release,), pages=(256,), concurrency=(4,), rounds=8, repeats=repeats, seed=seed,
         treatments=((), (UNDO,)), sanitize=True,

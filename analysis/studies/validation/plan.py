@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,7 +19,9 @@ from analysis.shortfin.releases import row_of
 from analysis.stats.bounds import least_rate, requests_to_see
 from analysis.sweep.estimate import Estimate
 from analysis.sweep.plan import Plan
+from analysis.sweep.prepare import check_lengths
 from analysis.workloads.named import LONGEST_ANSWER, WORKLOADS, in_turn
+from analysis.workloads.workload import Request, Workload
 
 LEVELS = (2, 4, 8, 16, 32)
 _NEWER = ("forks", "bursts", "cancelled")
@@ -64,7 +68,7 @@ class Settings:
     levels: tuple[int, ...] = LEVELS
     pages: int = 256
     workload: str | None = None
-    """One, or several as `mixed+multi_turn`; None: all."""
+    """One, several as `mixed+multi_turn`, or a JSON Lines file; None: all that have a name."""
     max_new_tokens: int = 15
     """Enough for every answer to enter a new page of 16 tokens."""
     seed: int = 0
@@ -75,6 +79,8 @@ class Settings:
     per_trial: int = _PER_TRIAL
     """Requests of an engine, but at least 2 and at most 8 of each client."""
     tolerate: Tolerated = field(default_factory=dict)
+    batch_sizes: tuple[int, ...] = (4,)
+    model: str | None = None
 
     def __post_init__(self) -> None:
         row_of(self.release)
@@ -115,7 +121,20 @@ class Settings:
         """Return plain values, which identify a validation."""
         tolerate = [[*key, reason] for key, reason in sorted(self.tolerate.items())]
         plain: dict[str, Any] = json.loads(json.dumps({**asdict(self), "tolerate": tolerate}))
+        # Left out, so that validations from before these options can be continued.
+        for name, default in (("batch_sizes", [4]), ("model", None)):
+            if plain[name] == default:
+                del plain[name]
+        if self._requests:
+            plain["workload_sha256"] = hashlib.sha256(Path(self.workloads).read_bytes()).hexdigest()
         return plain
+
+    @property
+    def _requests(self) -> tuple[Request, ...]:
+        """The requests of a workload file; () for workloads with a name."""
+        if self.workload is None or not os.path.isfile(self.workload):
+            return ()
+        return Workload.read(self.workload, max_new_tokens=self.max_new_tokens).requests
 
     def place(self, path: str | Path) -> Path:
         """Return the directory of this validation: `path` with a digest of the settings."""
@@ -139,16 +158,28 @@ class Settings:
             return names
         return tuple(name for name in names if name not in LOWEST_ONLY)
 
+    def plans(self) -> dict[int, Plan]:
+        """Return the sweep of each level, checked as far as possible before an engine starts.
+
+        Raises the CachelabError of the first value that is wrong.
+        """
+        plans = {level: self.plan(level) for level in self.levels}
+        check_lengths(plans[max(plans)])
+        return plans
+
     def plan(self, concurrency: int) -> Plan:
         """Return the sweep of one level: fresh engines for every workload, and a control.
 
         Raises PlanError or EngineError for settings with which no engine can be started.
         """
         rounds = max(_LEAST_ROUNDS, min(_MOST_ROUNDS, self.per_trial // concurrency))
-        names = self.workloads_at(concurrency)
-        engines = -(-self.needed // (concurrency * rounds))
-        pace = row_of(self.release).pace
+        names, lines = self.workloads_at(concurrency), self._requests
         longest = max(self.max_new_tokens, LONGEST_ANSWER)
+        if lines:
+            rounds = -(-len(lines) // concurrency)
+            longest = max(request.max_new_tokens for request in lines)
+        engines = -(-self.needed // (len(lines) or concurrency * rounds))
+        pace = row_of(self.release).pace
         longest_s = pace.first_token_s + pace.further_token_s * longest
         timeout_s = self.request_timeout_s
         if timeout_s is None:
@@ -160,13 +191,15 @@ class Settings:
             concurrency=(concurrency,),
             workload="+".join(names),
             repeats=max(FEWEST_ENGINES, engines, len(names)),
-            rounds=rounds,
+            rounds=None if lines else rounds,
             seed=self.seed,
             max_new_tokens=self.max_new_tokens,
             request_timeout_s=timeout_s,
             treatments=(self.treatments,),
             sanitize=True,
             resubmit_s=_RESUBMIT_S,
+            batch_sizes=self.batch_sizes,
+            model=self.model,
         )
         expected = Estimate(replace(plan, trial_timeout_s=_FOREVER_S)).trial_s(plan.trials()[-1])
         most = max(expected, rounds * longest_s)

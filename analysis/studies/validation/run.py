@@ -21,7 +21,6 @@ from analysis.studies.validation.evidence import Evidence, isolated_of, level_of
 from analysis.studies.validation.plan import Settings, ValidationError
 from analysis.studies.validation.result import Isolated, Level, StagedValidation
 from analysis.sweep.plan import Plan
-from analysis.sweep.prepare import check_lengths
 from analysis.sweep.runner import run_sweep
 
 OnStep = Callable[[Isolated | Level], None]
@@ -58,8 +57,7 @@ def validate(
     """
     if not budget_s >= 0:
         raise ValidationError(f"`--time-budget` must be 0 seconds or more, not {budget_s}.")
-    plans = {level: settings.plan(level) for level in settings.levels}
-    check_lengths(plans[max(plans)])
+    plans = settings.plans()
     out, ends = Path(out), time.monotonic() + budget_s
     _claim(out, settings)
     report = on_step or (lambda step: None)

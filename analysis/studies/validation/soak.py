@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from analysis.sweep.grid import Trial
 from analysis.sweep.plan import Plan
 from analysis.sweep.prepare import Prepared, prepare
 from analysis.sweep.rows import checked_outcome
+from analysis.workloads.named import in_turn
 
 COLUMNS = (
     "level", "iteration", "t_s", "seconds", "requests", "failed", "rejected", "retries",
@@ -96,28 +98,35 @@ def soak(
     release: str | None = None,
     pages: int = 256,
     seed: int = 0,
+    workload: str = "mixed",
+    batch_sizes: Sequence[int] = (4,),
+    model: str | None = None,
 ) -> Soak:
     """Run one engine a level until its share of `budget_s` seconds has passed.
 
-    Each iteration sends one request from each of `level` clients at once, four workloads in turn; a
-    refused request is sent again. Between iterations, with no request running, resident memory and
-    pages are counted. A level ends early if the engine dies or answers no request any more. The
-    start of an engine is not part of the budget. `release` is the installed one if None. Raises
-    PlanError, EngineError, ReleaseError, WorkloadError, MachineError or ModelError.
+    Each iteration sends one request from each of `level` clients at once, four workloads in turn,
+    or a workload file whole; a refused request is sent again. Between iterations, with no request
+    running, resident memory and pages are counted. A level ends early if the engine dies or answers
+    no request any more. The start of an engine is not part of the budget. `release` is the
+    installed one if None. Raises PlanError, EngineError, ReleaseError, WorkloadError, MachineError
+    or ModelError.
     """
     if not (budget_s > 0 and math.isfinite(budget_s)):
         raise EngineError(f"The time of a soak test must be more than 0 seconds, not {budget_s}.")
     release = release or installed_release()
     if release is None:
         raise EngineError("shortfin is not installed here: name the release to test.")
+    is_whole = os.path.isfile(workload)
     plan = Plan(
         releases=(release,),
         prefix_sharing=(prefix_sharing,),
         pages=(pages,),
         concurrency=tuple(levels),
-        workload="mixed",
-        repeats=_WORKLOADS,
-        rounds=1,
+        workload=workload,
+        repeats=1 if is_whole else max(_WORKLOADS, len(in_turn(workload))),
+        rounds=None if is_whole else 1,
+        batch_sizes=tuple(batch_sizes),
+        model=model,
         seed=seed,
         request_timeout_s=_REQUEST_TIMEOUT_S,
         treatments=(tuple(treatments),),

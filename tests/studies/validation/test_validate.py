@@ -13,7 +13,7 @@ from support import NEWEST, REPORTED, has
 from typer.testing import CliRunner
 
 from analysis.cli import app
-from analysis.core.errors import CachelabError, ReleaseError
+from analysis.core.errors import CachelabError, EngineError, ModelError, ReleaseError, WorkloadError
 from analysis.runs.tables import is_control
 from analysis.studies.validation import plan as plans
 from analysis.studies.validation.evidence import isolated_of
@@ -131,6 +131,10 @@ def test_no_time_is_undecided_and_starts_no_engine(tmp_path: Path) -> None:
         ({"treatments": ("nonsense",)}, PlanError, "Unknown treatment 'nonsense'"),
         ({"treatments": ("copy-tokens",)}, PlanError, "needs prefix sharing trie"),
         ({"request_timeout_s": 0}, PlanError, "more than 0"),
+        ({"workload": "absent.jsonl"}, WorkloadError, "Unknown workload 'absent.jsonl'"),
+        ({"batch_sizes": (0,)}, PlanError, "`--batch-sizes` must be from 1"),
+        ({"model": "absent"}, ModelError, "no model of that name"),
+        ({"prefix_sharing": "tree"}, EngineError, "Choose none or trie"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_anything_is_written(
@@ -139,6 +143,25 @@ def test_what_makes_no_sense_is_refused_before_anything_is_written(
     with pytest.raises(error, match=sentence):
         validate(Settings(**{"release": REPORTED, **changes}), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_workload_file_is_sent_whole_with_the_given_settings(tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"{n} "}) + "\n" for n in range(20)))
+    settings = Settings(release=REPORTED, levels=(2, 4), rate=0.01, workload=str(file),
+                        batch_sizes=(1, 4), max_new_tokens=5)  # fmt: skip
+    for level, plan in settings.plans().items():
+        assert (plan.workload, plan.rounds, plan.concurrency) == (str(file), None, (level,))
+        assert (plan.batch_sizes, plan.max_new_tokens) == ((1, 4), 5)
+        assert plan.repeats * 20 >= settings.needed > (plan.repeats - 1) * 20
+    before = settings.place(tmp_path / "out")
+    file.write_text(json.dumps({"prompt": "1 "}) + "\n")
+    assert settings.place(tmp_path / "out") != before
+    # Settings of before these options have the same place as then.
+    assert (
+        not {"batch_sizes", "model", "workload_sha256"}
+        & Settings(release=REPORTED).as_dict().keys()
+    )
 
 
 def test_a_directory_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
