@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -93,10 +94,12 @@ def recompute(
         {"prompt_tokens": tokens[:1], "answer": tokens[1:]},
         *([calls] if isinstance(calls, Mapping) else []),
     ]
+    options = json.loads(trace.trial["options"] or "{}")
     oracle = oracle_of(
         str(trace.trial["release"]),
         model=model_of(trace),
         batch_sizes=tuple(trace.trial["batch_sizes"] or (4,)),
+        from_positions=bool(options.get("has_prefill_position")),
     )
     try:
         reference, prefilled, decoded, *recorded = oracle.compute(ways)
