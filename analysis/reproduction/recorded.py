@@ -1,0 +1,56 @@
+"""Records the smallest workload in a run of its own, for the explanation in an issue."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from analysis.core.errors import RunError
+from analysis.diagnosis import Explanation, explain
+from analysis.reproduction.reproduce import Reproduction
+from analysis.reproduction.symptom import is_frozen
+from analysis.runs.store import Run
+from analysis.shortfin.script import FROZEN
+from analysis.sweep.plan import Plan
+from analysis.sweep.runner import run_sweep
+
+
+def record(found: Reproduction, workload: Path, out: Path, engines: int) -> Run:
+    """Sweep the smallest workload, sanitized, until an engine fails in the same way.
+
+    The run has a control, too: an engine with an injected fault. Raises RunError if none of
+    `engines` engines fails, and the errors of `run_sweep`.
+    """
+    best, config, release = found.best, found.config, found.release
+    outcome = "timeout" if found.symptom.outcome == FROZEN else found.symptom.outcome
+    shown = False
+
+    def note(row: dict[str, object], counts: dict[str, int]) -> None:
+        nonlocal shown
+        shown |= not row["treatments"] and counts[outcome] > 0
+
+    plan = Plan(
+        releases=(release,), prefix_sharing=(config["prefix_sharing"],), pages=(best.page_count,),
+        concurrency=(best.concurrency,), workload=str(workload), repeats=engines,
+        batch_sizes=tuple(config["batch_sizes"]), device=config["device"],
+        device_ids=tuple(config["device_ids"]), hip_target=config["hip_target"],
+        model=config["model"], options=config["options"], sanitize=True,
+        request_timeout_s=best.answer_s(release), trial_timeout_s=best.deadline_s(release) + 30.0,
+    )  # fmt: skip
+    return run_sweep(plan, out, on_trial=note, progress=False, stop=lambda: shown)
+
+
+def explained(found: Reproduction, run: Run, *, reference: bool = True) -> Explanation:
+    """Explain the request of a run of `record` that failed like the recorded one.
+
+    Raises RunError if none did.
+    """
+    for trial in run.trials.to_dict("records"):
+        rows = run.requests[run.requests["trial_id"] == trial["trial_id"]].to_dict("records")
+        findings = run.findings[run.findings["trial_id"] == trial["trial_id"]].to_dict("records")
+        frozen = is_frozen(trial["status"], trial["exit_signal"])
+        if (name := found.symptom.shown_by(rows, findings, frozen)) is not None:
+            return explain(run, name, trial["trial_id"], reference=reference)
+    raise RunError(
+        f"None of the {len(run.trials)} recorded engines failed in the same way. Run the same"
+        " command again, with more --replays."
+    )
