@@ -59,7 +59,7 @@ def test_the_smallest_number_is_found_in_few_tests(least, more, data):
 
     assert smallest(least, known, fails) == threshold
     assert all(least <= number < known for number in tested)
-    assert len(tested) <= 2 * (threshold - least + 2).bit_length() + 1
+    assert len(tested) <= (more + 1).bit_length()
 
 
 @given(st.integers(1, 20), st.integers(0, 60), st.sets(st.integers(0, 80)))

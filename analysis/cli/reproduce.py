@@ -62,7 +62,7 @@ def reproduce(
 
     cachelab reproduce runs/checked r0001 --format issue --out reported
     """
-    from analysis.reproduction.package import check_place, run_script, write_package
+    from analysis.reproduction.package import check_place, show, write_package
     from analysis.reproduction.reproduce import reproduce as find
     from analysis.reproduction.words import summary_of
     from analysis.runs.store import load_run
@@ -77,7 +77,7 @@ def reproduce(
     )  # fmt: skip
     script = write_package(found, place)
     typer.echo(summary_of(found))
-    done = run_script(found, script)
+    done = show(found, script)
     typer.echo(f"{script} ended with status {done.status} on shortfin {found.release}.")
     if format is Format.issue:
         typer.echo(str(_write_issue(found, script, done, replays)))
@@ -113,12 +113,16 @@ def _chosen(run: Run, request: str | None, trial: str | None) -> tuple[str, str 
 def _write_issue(found: Reproduction, script: Path, done: ScriptRun, engines: int) -> Path:
     """Write the issue beside the script, with a run that it explains; return its file."""
     from analysis.core.files import write_atomically
+    from analysis.reproduction.fingerprints import fingerprint_table
     from analysis.reproduction.package import WORKLOAD
     from analysis.reproduction.recorded import explained, record
     from analysis.reproduction.words import issue_of
 
     place = script.parent
     run = record(found, place / WORKLOAD, place / "run", engines)
-    text = issue_of(found, explained(found, run), script.read_text(), script.name, done.output)
+    text = issue_of(
+        found, explained(found, run), script.read_text(), script.name, done.output,
+        fingerprint_table(found),
+    )  # fmt: skip
     write_atomically(place / "issue.md", text)
     return place / "issue.md"

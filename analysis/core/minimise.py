@@ -41,16 +41,9 @@ def fewest(
 def smallest(least: int, known: int, fails: Callable[[int], bool]) -> int:
     """Return the smallest number from `least` to `known` that fails; `known` fails.
 
-    Steps double from `least` up, then halve, so that a small result needs few tests. It is the
-    smallest if every number above one that fails does, too.
+    By bisection: it is the smallest if every number above one that fails does, too.
     """
-    passes, step = least - 1, 1
-    while passes < known - 1:
-        tried = min(passes + step, known - 1)
-        if fails(tried):
-            known = tried
-            break
-        passes, step = tried, 2 * step
+    passes = least - 1
     while known - passes > 1:
         middle = (passes + known) // 2
         if fails(middle):

@@ -6,8 +6,10 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from analysis.core import children
 from analysis.core.errors import PlaceError, writing
@@ -15,6 +17,7 @@ from analysis.core.files import write_atomically
 from analysis.model.artifacts import ModelArtifacts, load_model
 from analysis.model.compile import select_functions
 from analysis.model.tokenizer import ModelTokenizer
+from analysis.reproduction.candidate import Candidate
 from analysis.reproduction.reproduce import Reproduction
 from analysis.reproduction.words import description_of
 from analysis.shortfin import devices
@@ -23,13 +26,14 @@ from analysis.shortfin.environments import python_of
 from analysis.shortfin.oracle import oracle_of
 from analysis.shortfin.script import FROZEN, Shown, script_of
 from analysis.stats.bounds import requests_to_see
-from analysis.sweep.rerun_solo import plan_of
 
 SCRIPT, MODEL, WORKLOAD = "reproduce.py", "model", "workload.jsonl"
 _MOST_ENGINES = 20
 _RARE = 0.2
 """Assumed share of engines that fail, if it was not measured."""
-_SLACK_S = 30.0
+_SLACK_S = 10.0
+"""Seconds for a process to start and to end."""
+KILLED = -9
 
 
 @dataclass(frozen=True)
@@ -56,25 +60,39 @@ def write_package(found: Reproduction, out: Path) -> Path:
 
     Raises PlaceError, ModelError, ReleaseError or EngineError.
     """
-    plan = plan_of(found.trace.run)
-    config = EngineConfig.from_json(found.config)
-    model = load_model(config.model)
-    sizes = config.compiled_batch_sizes
+    return write_folder(out, found.release, found.config, found.best, found.right, _shown(found))
+
+
+def write_folder(
+    out: Path,
+    release: str,
+    settings: Mapping[str, Any],
+    candidate: Candidate,
+    right: Mapping[str, Sequence[int]],
+    shown: Shown,
+) -> Path:
+    """Write the folder of a candidate with the `right` answers by id; return the script's file.
+
+    `settings` are those of the engine, for `EngineConfig.from_json`. Raises as `write_package`.
+    """
+    settings = {**settings, "page_count": candidate.page_count}
+    config = EngineConfig.from_json(settings)
+    model, sizes = load_model(config.model), config.compiled_batch_sizes
     device, target = devices.resolve(config.device, config.hip_target, config.device_ids)
     vmfb = oracle_of(
-        found.release, model=plan["model"], batch_sizes=sizes, device=config.device,
+        release, model=settings["model"], batch_sizes=sizes, device=config.device,
         hip_target=config.hip_target,
     ).compile()  # fmt: skip
     decode = ModelTokenizer(model).decode
-    right = [(r, found.right[r.id], decode(found.right[r.id])) for r in found.best.requests]
+    requests = [(r, right[r.id], decode(right[r.id])) for r in candidate.requests]
     source = script_of(
-        found.release, model, found.config, right, found.best.concurrency,
-        _shown(found), device=device, target=target, file=SCRIPT,
+        release, model, settings, requests, candidate.concurrency, shown,
+        device=device, target=target, file=SCRIPT,
     )  # fmt: skip
     with writing(out), children.scratch(f".{out.name}", out.parent) as scratch:
         whole = scratch / "whole"
         _write_model(model, vmfb, sizes, whole / MODEL)
-        found.best.workload.write(whole / WORKLOAD)
+        candidate.workload.write(whole / WORKLOAD)
         write_atomically(whole / SCRIPT, source)
         if out.is_dir():
             out.rmdir()
@@ -112,14 +130,22 @@ def _write_model(model: ModelArtifacts, vmfb: Path, sizes: list[int], into: Path
         (into / "model.mlir").write_text(text, encoding="utf-8")
 
 
-def run_script(found: Reproduction, script: Path) -> ScriptRun:
-    """Run a script once in the bare environment of its release, within its deadline."""
-    limit_s = _shown(found).engines * (found.best.deadline_s(found.release) + 5) + _SLACK_S
-    command: list[str | Path] = [python_of(found.release), "-I", script]
+def run_script(release: str, script: Path, engines: int, deadline_s: float) -> ScriptRun:
+    """Run a script once in the bare environment of its release, and end it in any case.
+
+    It has time for its engines, each with its deadline in seconds.
+    """
+    command: list[str | Path] = [python_of(release), "-I", script]
     with children.scratch("cachelab-script") as scratch:
         output = scratch / "output.txt"
         try:
-            status = children.run(command, output, limit_s)
+            status = children.run(command, output, engines * (deadline_s + _SLACK_S))
         except subprocess.TimeoutExpired:
-            status = -1
+            status = KILLED
         return ScriptRun(status, children.tail(output))
+
+
+def show(found: Reproduction, script: Path) -> ScriptRun:
+    """Run the script of a reproduction once."""
+    shown = _shown(found)
+    return run_script(found.release, script, shown.engines, shown.deadline_s)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from analysis.core.errors import RunError
 from analysis.diagnosis import Explanation, explain
+from analysis.diagnosis.request_trace import plain
 from analysis.reproduction.reproduce import Reproduction
 from analysis.reproduction.symptom import is_frozen
 from analysis.runs.store import Run
@@ -44,9 +45,12 @@ def explained(found: Reproduction, run: Run, *, reference: bool = True) -> Expla
 
     Raises RunError if none did.
     """
-    for trial in run.trials.to_dict("records"):
-        rows = run.requests[run.requests["trial_id"] == trial["trial_id"]].to_dict("records")
-        findings = run.findings[run.findings["trial_id"] == trial["trial_id"]].to_dict("records")
+    for _, row in run.trials.iterrows():
+        trial = plain(row)
+        rows, findings = (
+            [plain(one) for _, one in table[table["trial_id"] == trial["trial_id"]].iterrows()]
+            for table in (run.requests, run.findings)
+        )
         frozen = is_frozen(trial["status"], trial["exit_signal"])
         if (name := found.symptom.shown_by(rows, findings, frozen)) is not None:
             return explain(run, name, trial["trial_id"], reference=reference)

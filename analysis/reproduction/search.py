@@ -153,7 +153,7 @@ class Search:
 
     def _requests(self) -> None:
         for ids in ({self.failed}, self._peers):
-            if len(ids) < len(self.best.requests) and self._fails(self.best.among(ids)):
+            if 0 < len(ids) < len(self.best.requests) and self._fails(self.best.among(ids)):
                 break
         start = self.best
         fewest([r.id for r in start.requests], lambda kept: self._fails(start.among(kept)))
