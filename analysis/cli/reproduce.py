@@ -80,7 +80,7 @@ def reproduce(
     done = show(found, script)
     typer.echo(f"{script} ended with status {done.status} on shortfin {found.release}.")
     if format is Format.issue:
-        typer.echo(str(_write_issue(found, script, done, replays)))
+        typer.echo(str(_write_issue(found, script, done)))
     if done.status != 1:
         sys.stderr.write(f"The script did not show the failure:\n{done.output}\n")
         raise typer.Exit(1)
@@ -110,7 +110,7 @@ def _chosen(run: Run, request: str | None, trial: str | None) -> tuple[str, str 
     raise RunError(f"No request of {trial or run.path} failed. Name the one to reproduce.")
 
 
-def _write_issue(found: Reproduction, script: Path, done: ScriptRun, engines: int) -> Path:
+def _write_issue(found: Reproduction, script: Path, done: ScriptRun) -> Path:
     """Write the issue beside the script, with a run that it explains; return its file."""
     from analysis.core.files import write_atomically
     from analysis.reproduction.fingerprints import fingerprint_table
@@ -119,9 +119,10 @@ def _write_issue(found: Reproduction, script: Path, done: ScriptRun, engines: in
     from analysis.reproduction.words import issue_of
 
     place = script.parent
-    run = record(found, place / WORKLOAD, place / "run", engines)
+    run = record(found, place / WORKLOAD, place / "run")
     text = issue_of(
-        found, explained(found, run), script.read_text(), script.name, done.output,
+        found, explained(found, run), script.read_text(), script.name,
+        done.output.replace(f"{place.resolve()}/", ""),
         fingerprint_table(found),
     )  # fmt: skip
     write_atomically(place / "issue.md", text)

@@ -60,7 +60,7 @@ def write_package(found: Reproduction, out: Path) -> Path:
 
     Raises PlaceError, ModelError, ReleaseError or EngineError.
     """
-    return write_folder(out, found.release, found.config, found.best, found.right, _shown(found))
+    return write_folder(out, found.release, found.config, found.best, found.right, shown_of(found))
 
 
 def write_folder(
@@ -100,7 +100,7 @@ def write_folder(
     return out / SCRIPT
 
 
-def _shown(found: Reproduction) -> Shown:
+def shown_of(found: Reproduction) -> Shown:
     """Return what the script shows: as many engines as show it with 95% probability."""
     symptom, best, release = found.symptom, found.best, found.release
     low = _RARE if found.replay is None else max(0.01, found.replay.low)
@@ -147,5 +147,5 @@ def run_script(release: str, script: Path, engines: int, deadline_s: float) -> S
 
 def show(found: Reproduction, script: Path) -> ScriptRun:
     """Run the script of a reproduction once."""
-    shown = _shown(found)
+    shown = shown_of(found)
     return run_script(found.release, script, shown.engines, shown.deadline_s)

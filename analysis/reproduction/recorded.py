@@ -7,37 +7,29 @@ from pathlib import Path
 from analysis.core.errors import RunError
 from analysis.diagnosis import Explanation, explain
 from analysis.diagnosis.request_trace import plain
+from analysis.reproduction.package import shown_of
 from analysis.reproduction.reproduce import Reproduction
 from analysis.reproduction.symptom import is_frozen
 from analysis.runs.store import Run
-from analysis.shortfin.script import FROZEN
 from analysis.sweep.plan import Plan
 from analysis.sweep.runner import run_sweep
 
 
-def record(found: Reproduction, workload: Path, out: Path, engines: int) -> Run:
-    """Sweep the smallest workload, sanitized, until an engine fails in the same way.
+def record(found: Reproduction, workload: Path, out: Path) -> Run:
+    """Sweep the smallest workload, sanitized, on as many engines as its script tries.
 
-    The run has a control, too: an engine with an injected fault. Raises RunError if none of
-    `engines` engines fails, and the errors of `run_sweep`.
+    The run has controls, too: engines with an injected fault. Raises the errors of `run_sweep`.
     """
     best, config, release = found.best, found.config, found.release
-    outcome = "timeout" if found.symptom.outcome == FROZEN else found.symptom.outcome
-    shown = False
-
-    def note(row: dict[str, object], counts: dict[str, int]) -> None:
-        nonlocal shown
-        shown |= not row["treatments"] and counts[outcome] > 0
-
     plan = Plan(
         releases=(release,), prefix_sharing=(config["prefix_sharing"],), pages=(best.page_count,),
-        concurrency=(best.concurrency,), workload=str(workload), repeats=engines,
+        concurrency=(best.concurrency,), workload=str(workload), repeats=shown_of(found).engines,
         batch_sizes=tuple(config["batch_sizes"]), device=config["device"],
         device_ids=tuple(config["device_ids"]), hip_target=config["hip_target"],
         model=config["model"], options=config["options"], sanitize=True,
         request_timeout_s=best.answer_s(release), trial_timeout_s=best.deadline_s(release) + 30.0,
     )  # fmt: skip
-    return run_sweep(plan, out, on_trial=note, progress=False, stop=lambda: shown)
+    return run_sweep(plan, out, progress=False)
 
 
 def explained(found: Reproduction, run: Run, *, reference: bool = True) -> Explanation:
@@ -56,5 +48,5 @@ def explained(found: Reproduction, run: Run, *, reference: bool = True) -> Expla
             return explain(run, name, trial["trial_id"], reference=reference)
     raise RunError(
         f"None of the {len(run.trials)} recorded engines failed in the same way. Run the same"
-        " command again, with more --replays."
+        " command again, with another --out."
     )

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from analysis.core.templates import paragraph, render
-from analysis.core.wording import counted, markdown_table, percent
+from analysis.core.wording import counted, markdown_table, percent, short_files
 from analysis.diagnosis import Explanation
 from analysis.diagnosis.evidence import count_of
 from analysis.reproduction.reproduce import Compared, Reproduction
+from analysis.sanitizer.rules import RULES
 
 _TEMPLATE = "reproduction.j2"
 _STACK = 12
@@ -85,13 +86,20 @@ def issue_of(
     return render(
         "analysis.reproduction", "issue.md.j2",
         found=found, explained=explained, finding=finding,
+        rule=next((r.sentence for r in RULES if finding and r.name == finding.rule), ""),
         often="" if finding is None else counted(count_of(explained.trace, finding), "time"),
         stack=[] if finding is None else (finding.stack or "").splitlines()[-_STACK:],
-        script=script, file=file, output=output, machine=manifest["machine"],
-        python=manifest["python"],
+        script=script, file=file, output=short_files(output), text=_without_paths(explained),
+        machine=manifest["machine"], python=manifest["python"],
         replay=replay_of(found), ruled_out=ruled_out(found), waiting=_waiting(explained),
         requests=markdown_table(_requests(found)), fingerprints=fingerprints,
     )  # fmt: skip
+
+
+def _without_paths(explained: Explanation) -> str:
+    """Return the text of an explanation, with the run as it is called beside the issue."""
+    path = explained.trace.run.path
+    return str(explained).replace(str(path), path.name)
 
 
 def _requests(found: Reproduction) -> list[dict[str, object]]:
@@ -110,7 +118,7 @@ def _requests(found: Reproduction) -> list[dict[str, object]]:
 def _waiting(explained: Explanation) -> list[dict[str, Any]]:
     """Return the recorded state of every request without an answer, and the threads' stacks."""
     events = explained.trace.events
-    stalls = events[events["kind"] == "stall"].to_dict("records")
+    stalls = events[events["kind"] == "stall"].drop_duplicates("request_id").to_dict("records")
     return [
         {
             "request": event["request_id"],
