@@ -38,7 +38,7 @@ def fingerprint_table(found: Reproduction) -> str:
 
 
 def table_of(together: Sequence[Row], alone: Sequence[Row]) -> str:
-    """Return the table of the first row with a differing page, else of the last common row."""
+    """Return the table of the last row that has the same length in both; "" without one."""
     lengths = {(row["phase"], row["length"]): row for row in alone}
     pairs = [
         (row, lengths[row["phase"], row["length"]])
@@ -47,8 +47,8 @@ def table_of(together: Sequence[Row], alone: Sequence[Row]) -> str:
     ]
     if not pairs:
         return ""
-    unlike = [pair for pair in pairs if pair[0]["checksums"] != pair[1]["checksums"]]
-    row, other = (unlike or pairs[-1:])[0]
+    unlike = [row for row, other in pairs if row["checksums"] != other["checksums"]]
+    row, other = pairs[-1]
     rows = [
         {
             "block": block,
@@ -62,8 +62,12 @@ def table_of(together: Sequence[Row], alone: Sequence[Row]) -> str:
             zip(row["pages"], row["checksums"], other["pages"], other["checksums"], strict=False)
         )
     ]
-    which = "The first row with a page that differs" if unlike else "No page differs; the last row"
-    words = f"{which}: {row['phase']} of {row['length']} tokens. CRC-32 of their keys and values."
+    words = (
+        f"Its last row: {row['phase']} of {row['length']} tokens. CRC-32 of their keys and values."
+    )
+    if unlike:
+        first = unlike[0]
+        words += f" A page differs from the {first['phase']} of {first['length']} tokens on."
     return f"{words}\n\n{markdown_table(rows)}"
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.core.errors import RunError
+from analysis.core.minimise import smallest
 from analysis.core.wording import counted
 from analysis.diagnosis.request_trace import RequestTrace, trace_of
 from analysis.model.artifacts import load_model
@@ -23,6 +24,8 @@ from analysis.stats.clustered import Rate, rate
 from analysis.sweep.rerun_solo import engine_config_of, plan_of
 
 BUDGET_S = 180.0
+_RELIABLE = 0.5
+"""Share of engines on which the result should fail, even if a smaller workload fails sometimes."""
 _CONFIRMED_BY = 3
 """Multiple of the tries of a candidate that the recorded workload gets."""
 
@@ -74,6 +77,8 @@ class Reproduction:
     """The reference decoder's answer to each request, by id."""
     replay: Rate | None
     """Share of fresh engines on which it fails in the same way; None if not measured."""
+    rarer: tuple[Candidate, Rate] | None
+    """A smaller workload that fails on fewer than half of the engines; None if there is none."""
     alone: Compared | None
     """The failed request without the others; None if there are none, or if not measured."""
     reversed: Compared | None
@@ -131,12 +136,12 @@ def reproduce(
         interrupted = _interrupted(lambda: search.run(peers))
         seconds, best = time.monotonic() - began, search.best
         on_progress(f"smallest: {best} (after {seconds:.0f} s, {engines.started} engines)")
-        measured: dict[str, Any] = {"replay": None, "alone": None, "reversed": None}
-        measures = _Measures(engines, symptom, best, search.failed, replays, measured)
+        measured: dict[str, Any] = dict.fromkeys(("replay", "rarer", "alone", "reversed"))
+        measures = _Measures(engines, symptom, search.history, replays, measured)
         interrupted = _interrupted(measures.run) or interrupted
         best = measures.best
     return Reproduction(
-        trace=trace, symptom=symptom, start=start, best=best, failed=search.failed,
+        trace=trace, symptom=symptom, start=start, best=best, failed=measures.failed,
         steps=tuple(search.steps), not_tried=tuple(search.not_tried), interrupted=interrupted,
         candidates=search.candidates, engines=engines.started, seconds=seconds,
         config={**config, "page_count": best.page_count},
@@ -177,36 +182,58 @@ def _confirmed(
     )
 
 
-@dataclass
 class _Measures:
-    """Measures the result, and keeps what was measured before Ctrl-C."""
+    """Measures the result; `into` keeps what was measured before Ctrl-C."""
 
-    engines: Engines
-    symptom: Symptom
-    best: Candidate
-    failed: str
-    replays: int
-    into: dict[str, Any]
+    def __init__(
+        self,
+        engines: Engines,
+        symptom: Symptom,
+        history: list[tuple[Candidate, str]],
+        replays: int,
+        into: dict[str, Any],
+    ) -> None:
+        self._engines, self._symptom, self._replays = engines, symptom, replays
+        self._smaller = history[::-1]
+        self._rates: dict[int, Rate] = {}
+        self.into = into
+        self.best, self.failed = self._smaller[0]
 
     def run(self) -> None:
         """Measure the replay probability, and what can be ruled out.
 
-        If the failed request alone fails, too, it is the smallest workload.
+        If the failed request alone fails, too, it is the smallest workload. If that fails on fewer
+        than half of the engines, a larger one that does is the result, where there is one.
         """
         if len(self.best.requests) > 1:
             own = alone(self.best, self.failed)
-            compared = self._compared(own)
-            if compared.failed:
-                self.best = own
-            else:
-                self.into["alone"] = compared
-        failed: list[int] = []
-        for one in self.engines.attempts(self.best, self.symptom, self.replays):
-            failed.append(int(one.failed is not None))
-            self.into["replay"] = rate(failed, [1] * len(failed))
+            if self._compared(own).failed:
+                self._smaller.insert(0, (own, self.failed))
+        if not self._is_reliable(0) and len(self._smaller) > 1:
+            found = smallest(1, len(self._smaller) - 1, self._is_reliable)
+            if self._is_reliable(found):
+                self.into["rarer"] = self._smaller[0][0], self._rates[0]
+                self._choose(found)
         if len(self.best.requests) > 1:
+            self.into["alone"] = self._compared(alone(self.best, self.failed))
             self.into["reversed"] = self._compared(self.best.reversed())
 
+    def _is_reliable(self, number: int) -> bool:
+        """Return whether a candidate fails on half of the engines or more."""
+        if number not in self._rates:
+            candidate, _ = self._smaller[number]
+            failed: list[int] = []
+            for one in self._engines.attempts(candidate, self._symptom, self._replays):
+                failed.append(int(one.failed is not None))
+                self._rates[number] = rate(failed, [1] * len(failed))
+                if number == 0:
+                    self._choose(0)
+        return self._rates[number].value >= _RELIABLE
+
+    def _choose(self, number: int) -> None:
+        self.best, self.failed = self._smaller[number]
+        self.into["replay"] = self._rates[number]
+
     def _compared(self, candidate: Candidate) -> Compared:
-        half = max(1, self.replays // 2)
-        return Compared.of(list(self.engines.attempts(candidate, self.symptom, half)))
+        half = max(1, self._replays // 2)
+        return Compared.of(list(self._engines.attempts(candidate, self._symptom, half)))

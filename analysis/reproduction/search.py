@@ -57,6 +57,8 @@ class Search:
         self.best, self.symptom = start, symptom
         self.failed = request_id
         """The request of the best candidate that failed."""
+        self.history = [(start, request_id)]
+        """Every best candidate so far with its failed request, the smallest last."""
         self.steps: list[Step] = []
         self.not_tried: list[str] = []
         """Parts that were not, or not wholly, tried for want of time."""
@@ -114,6 +116,7 @@ class Search:
             self._known[candidate] = self._tested(candidate)
         if self._known[candidate]:
             self.best = candidate
+            self.history.append((candidate, self.failed))
         return self._known[candidate]
 
     def _tested(self, candidate: Candidate) -> bool:

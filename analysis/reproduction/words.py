@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from analysis.core.templates import paragraph, render
-from analysis.core.wording import counted, markdown_table, percent, short_files
+from analysis.core.wording import counted, finding_name, markdown_table, percent, short_files
 from analysis.diagnosis import Explanation
 from analysis.diagnosis.evidence import count_of
 from analysis.reproduction.reproduce import Compared, Reproduction
@@ -82,7 +82,9 @@ def issue_of(
 
     `explained` explains the failed request on an engine with the smallest workload.
     """
-    finding, manifest = explained.finding, explained.trace.run.manifest
+    manifest = explained.trace.run.manifest
+    names = {finding_name(one.rule, one.cause): one for one in explained.findings}
+    finding = names.get(found.symptom.finding or "", explained.finding)
     return render(
         "analysis.reproduction", "issue.md.j2",
         found=found, explained=explained, finding=finding,
