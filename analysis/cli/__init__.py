@@ -18,6 +18,7 @@ from analysis.cli.export import export
 from analysis.cli.lab import lab
 from analysis.cli.plot import plot
 from analysis.cli.report import report
+from analysis.cli.reproduce import reproduce
 from analysis.cli.rerun_solo import rerun_solo
 from analysis.cli.show import show
 from analysis.cli.sweep import sweep
@@ -35,8 +36,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for command in (
-    sweep, show, compare, rerun_solo, export, plot, check, explain, validate, treatments, report,
-    lab,
+    sweep, show, compare, rerun_solo, export, plot, check, explain, reproduce, validate, treatments,
+    report, lab,
 ):  # fmt: skip
     app.command(command.__name__.replace("_", "-"))(command)
 app.add_typer(model.app, name="model")

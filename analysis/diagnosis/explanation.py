@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from analysis.diagnosis.pages import PageHistory
 from analysis.diagnosis.request_trace import RequestTrace
 from analysis.diagnosis.timeline import BatchPeer, BatchRow, Moment, RequestInvocation
 from analysis.diagnosis.verdict import Verdict
+from analysis.runs.schema import FAILURES
 from analysis.sanitizer.findings import Finding
 
 _INVOCATIONS, _ENTRIES, _PAGES, _PEERS, _MOMENTS, _STACK = 40, 14, 12, 12, 40, 5
@@ -112,6 +114,7 @@ class Explanation:
             _pages(self),
             _caches(self),
             Section("Not known", self.missing),
+            _reproduce(self),
         ]
         return [part for part in parts if part.sentences or (part.table and part.table.rows)]
 
@@ -285,6 +288,15 @@ def _caches(explained: Explanation) -> Section:
     if before is not None and after is not None:
         lines.append(f"Change: {after - before}")
     return Section("The cache before and after the request", lines)
+
+
+def _reproduce(explained: Explanation) -> Section:
+    run, planned = explained.trace.run, explained.trace.run.manifest.get("plan")
+    if explained.outcome not in FAILURES or not planned:
+        return Section("")
+    words = ["cachelab", "reproduce", str(run.path), explained.request_id]
+    command = shlex.join([*words, "--trial", explained.trial_id, "--format", "issue"])
+    return Section("The smallest workload that fails like this, as a script", (command,))
 
 
 def _left_out(number: int, noun: str, plural: str | None = None) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from itertools import combinations, groupby
 
+from analysis.core.minimise import fewest
 from analysis.interleavings.harness import CacheHarness
 from analysis.interleavings.scenarios import IsolationError, Scenario, Schedule, Step
 from analysis.interleavings.spec import Violation
@@ -43,19 +44,7 @@ class Minimiser:
 
     def every_step(self, schedule: Schedule) -> Schedule:
         """Remove steps, many at a time and then one by one; then reduce switches."""
-        steps = list(schedule.steps)
-        size = max(1, len(steps) // 2)
-        while True:
-            for at in range(0, len(steps), size):
-                fewer = _renamed([*steps[:at], *steps[at + size :]], steps)
-                if fewer and self.breaks(fewer):
-                    steps = fewer
-                    size = min(size, max(1, len(steps) // 2))
-                    break
-            else:
-                if size == 1:
-                    break
-                size = max(1, size // 2)
+        steps = fewest(schedule.steps, lambda steps: self.breaks(steps) is not None, _renamed)
         return Schedule(tuple(self._with_fewer_switches(steps)))
 
     def _with_fewer_switches(self, steps: list[Step]) -> list[Step]:

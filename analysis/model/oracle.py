@@ -63,10 +63,10 @@ class Oracle:
     from_positions: bool = False
     """Whether it is the program whose prefills take start positions."""
 
-    def compile(self) -> None:
-        """Compile the model for the targets, unless it is in the cache."""
-        for _ in self._ask([]):
-            pass
+    def compile(self) -> Path:
+        """Compile the model for the targets, unless it is in the cache; return the first's file."""
+        (compiled,) = self._ask([])
+        return Path(compiled["vmfb"])
 
     def generate(
         self, requests: Iterable[Request], on_progress: Callable[[int, int], None] | None = None
@@ -198,10 +198,10 @@ def _work(job: dict[str, Any], emit: jobs.Emit) -> None:
     directory = Path(job["model"]) if job["model"] else None
     model = load_model(directory, from_positions=job["from_positions"])
     sizes = tuple(job["batch_sizes"])
-    for target in job["targets"]:
-        compile_model(model, batch_sizes=sizes, target=target)
+    made = [compile_model(model, batch_sizes=sizes, target=target) for target in job["targets"]]
     vmfb = compile_model(model, batch_sizes=sizes, target="llvm-cpu")
     if not job["queries"]:
+        emit({"vmfb": str(made[0])})
         return
     decoder, tokenizer = ReferenceDecoder(model, vmfb), ModelTokenizer(model)
     end = tokenizer.token_id(model.eos_token)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -93,7 +93,7 @@ def _ended(process: TrialProcess) -> Ended:
 def _with_references(run: Run, prompts: pd.DataFrame) -> pd.DataFrame:
     """Return the prompts, with reference tokens for those without an expected text."""
     cases = prompts.to_dict("records")
-    plan = _plan(run)
+    plan = plan_of(run)
     for release in prompts["release"].unique():
         blank = [
             case
@@ -122,7 +122,8 @@ def _with_references(run: Run, prompts: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _plan(run: Run) -> dict[str, Any]:
+def plan_of(run: Run) -> dict[str, Any]:
+    """Return the plan of a run. Raises RunError if it lacks what sending again needs."""
     plan = run.manifest.get("plan")
     lacking = [name for name in _NEEDED if not isinstance(plan, dict) or name not in plan]
     if lacking:
@@ -135,14 +136,23 @@ def _plan(run: Run) -> dict[str, Any]:
 
 
 def _specification(run: Run, case: dict[Any, Any]) -> dict[str, Any]:
-    plan = _plan(run)
+    config, timeout_s = engine_config_of(run, case), plan_of(run)["request_timeout_s"]
+    return specification(config, Workload("solo", (_request(run, case),)), 1, timeout_s)
+
+
+def engine_config_of(run: Run, case: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return the settings of the engine of a trial, from its row of `trials`.
+
+    Raises RunError if they are missing or broken.
+    """
+    plan = plan_of(run)
     with broken_json(f"The options of {case['trial_id']} in {run.path}"):
         options = json.loads(case["options"])
     if not isinstance(options, dict):
         raise RunError(
             f"The options of {case['trial_id']} in {run.path} are no JSON object. Restore the run."
         )
-    config = {
+    return {
         "model": plan["model"],
         "device": plan["device"],
         "device_ids": plan["device_ids"],
@@ -153,15 +163,13 @@ def _specification(run: Run, case: dict[Any, Any]) -> dict[str, Any]:
         "serialise_invocations": plan["serialise_invocations"],
         "options": options,
     }
-    workload = Workload("solo", (_request(run, case),))
-    return specification(config, workload, 1, plan["request_timeout_s"])
 
 
 def _request(run: Run, case: dict[Any, Any]) -> Request:
     # A frame has NaN for a missing expected text.
     expected, reference = case["expected_text"], case["reference_tokens"]
     known = isinstance(reference, tuple) and reference
-    tokens = len(reference) if known else _plan(run)["max_new_tokens"]
+    tokens = len(reference) if known else plan_of(run)["max_new_tokens"]
     return Request("solo", case["prompt"], tokens, expected if isinstance(expected, str) else None)
 
 
