@@ -5,6 +5,7 @@ Playwright is imported where it is used: `make test` collects these tests withou
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,15 +86,27 @@ def lab_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def lab(
     chromium: Browser, lab_address: str, shots: Path, request: pytest.FixtureRequest
 ) -> Iterator[LabPage]:
-    """JupyterLab in a window of its own; a picture of its end is kept."""
+    """JupyterLab in a window of its own; a picture of its end is kept, no kernel is."""
     context = chromium.new_context(viewport={"width": 1400, "height": 1000})
     context.set_default_timeout(DEADLINE_S * 1000)
     page = context.new_page()
     try:
         yield LabPage(page, lab_address)
-        page.screenshot(path=shots / f"{request.node.name}.png")
     finally:
+        page.screenshot(path=shots / f"{request.node.name}.png")
         context.close()
+        _end_kernels(*lab_address.split("lab?"))
+
+
+def _end_kernels(address: str, token: str) -> None:
+    with urllib.request.urlopen(f"{address}api/kernels?{token}") as answer:
+        kernels = json.load(answer)
+    for kernel in kernels:
+        end = urllib.request.Request(
+            f"{address}api/kernels/{kernel['id']}?{token}", method="DELETE"
+        )
+        with urllib.request.urlopen(end, timeout=DEADLINE_S) as answer:
+            assert answer.status == 204
 
 
 @pytest.fixture

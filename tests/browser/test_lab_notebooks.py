@@ -82,4 +82,4 @@ def test_a_workload_is_interrupted_and_the_session_goes_on(
     cells = lab.saved(notebook)[:4]
     kinds = [[o.output_type for o in cell.outputs] for cell in cells]
     assert kinds == [["stream"], ["stream", "error"], ["stream"], ["stream"]]
-    assert "engine/engine.py" in "".join(cells[1].outputs[1].traceback)
+    assert "engine/clients.py" in "".join(cells[1].outputs[1].traceback)

@@ -60,7 +60,10 @@ def test_a_replay_follows_its_slider_and_its_buttons(lab: LabPage, work: Path) -
     assert event() == first
     assert run.findings.sort_values("seq")["message"].iloc[0] in view.locator("#found").inner_text()
     assert view.locator("#calls table").count() >= 1
-    assert view.locator("#stack").inner_text()
+    view.get_by_role("button", name="next eviction").click()
+    evicted = run.events[run.events["kind"] == "evict"].sort_values("seq").iloc[0]
+    assert f"seq {evicted['seq']}," in where.inner_text()
+    assert view.locator("#map .event").count() == len(evicted["pages"])
 
 
 def test_requests_are_filtered_sorted_and_shown_with_their_findings(
