@@ -7,7 +7,7 @@ SHELL := /bin/bash
 
 # The default environment's release is the one that pyproject.toml pins; every release has a lock file.
 DEFAULT := $(shell sed -nE 's/^ *"shortfin==([^"]+)".*/\1/p' pyproject.toml)
-LOCKED := $(patsubst environments/%.txt,%,$(filter-out %/bootstrap.txt,$(sort $(wildcard environments/*.txt))))
+LOCKED := $(patsubst environments/%.txt,%,$(filter-out %/bootstrap.txt %/browser.txt,$(sort $(wildcard environments/*.txt))))
 # The release of the report and the newest one; RELEASES=all stands for every one with a lock file.
 RELEASES ?= $(DEFAULT) $(filter-out $(DEFAULT),$(lastword $(LOCKED)))
 ifeq ($(strip $(RELEASES)),all)
@@ -21,6 +21,10 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3; do \
 	"$$p" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	>/dev/null 2>&1 && { echo "$$p"; break; }; done)
 
+CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
+# Tests that have targets of their own.
+UNASKED := not hard and not browser
+
 VENV := .venv
 BIN := $(VENV)/bin
 # No user-wide package, setting or Jupyter path reaches into the pinned environments.
@@ -33,10 +37,10 @@ empty :=
 space := $(empty) $(empty)
 RELEASE_LIST := $(subst $(space),$(comma),$(strip $(RELEASES)))
 
-.PHONY: help setup report test test-hard test-releases lab lint bench lock clean
+.PHONY: help setup report test test-hard test-browser test-releases lab lint bench lock clean chromium
 
 help: ## List what there is to run
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 	echo
 	echo 'For example:'
 	echo '  make report NOTEBOOKS=all RELEASES="$(DEFAULT)" OUT=data/reports/all'
@@ -51,13 +55,16 @@ report: setup ## Execute notebook 01 on every release, publish HTML (NOTEBOOKS=a
 	@$(BIN)/cachelab report --notebooks "$(NOTEBOOKS)" --releases $(RELEASE_LIST) --out "$(OUT)" $(if $(FULL),--full)
 
 test: setup ## Run the tests (SLOW=1 adds the slow ones, ARGS=... goes to pytest, such as -n0 for one process)
-	@$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder -m $(if $(SLOW),"not hard","not slow and not hard") $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder -m "$(UNASKED)$(if $(SLOW),, and not slow)" $(ARGS)
 
 test-releases: setup ## Run the tests of an engine on other releases than test does (RELEASES="..." or all, ARGS=...)
-	@CACHELAB_TEST_RELEASES="$(RELEASES)" $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder -m "not slow and not hard" $(ARGS)
+	@CACHELAB_TEST_RELEASES="$(RELEASES)" $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder -m "$(UNASKED) and not slow" $(ARGS)
 
 test-hard: setup ## Run the tests that kill sweeps and start engines by the hundred, for half an hour (ARGS=...)
 	@$(BIN)/python -m pytest -m hard $(ARGS)
+
+test-browser: chromium setup $(VENV)/.browser ## Run the tests that use JupyterLab and the pages in Chromium, for ten minutes (ARGS=...)
+	@CACHELAB_CHROMIUM="$(CHROMIUM)" $(BIN)/python -m pytest -m browser $(ARGS) tests/browser
 
 lab: setup ## Start JupyterLab on 127.0.0.1, with a kernel for each release (ARGS=--allow-root in a container)
 	@$(BIN)/cachelab lab $(if $(ARGS),-- $(ARGS))
@@ -91,6 +98,15 @@ $(VENV)/.ready: environments/bootstrap.txt environments/$(DEFAULT).txt pyproject
 	export UV_PYTHON_DOWNLOADS=never
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r environments/$(DEFAULT).txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	touch $@
+
+chromium:
+	@if [ ! -x "$(CHROMIUM)" ]; then
+	  echo "No Chromium was found: install one with \`apt-get install chromium\`, or name it with CHROMIUM=/path/to/chromium." >&2; exit 1
+	fi
+
+$(VENV)/.browser: $(VENV)/.ready environments/browser.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r environments/browser.txt
 	touch $@
 
 .venvs/.ready-%: $(VENV)/.ready environments/%.txt data/model/checksums.json

@@ -193,7 +193,7 @@ def _token(explained: Explanation) -> Section:
         f"Token {wrong.token_index} is {wrong.given_text} instead of {wrong.right_text}."
         " Probabilities after the right tokens before it:"
     )
-    columns = ("", f"{wrong.given_text} (given)", f"{wrong.right_text} (right)")
+    columns = ("computed by", f"{wrong.given_text} (given)", f"{wrong.right_text} (right)")
     return Section("First wrong token", (sentence,), Table(columns, rows))
 
 

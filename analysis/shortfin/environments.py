@@ -190,7 +190,8 @@ def probe(release: str, like: str | None = None, tests: Sequence[str] = ()) -> i
         if done.returncode:
             why = (done.stderr.strip().splitlines() or ["no output"])[-1]
             raise ReleaseError(f"shortfin {release} cannot be probed: {why}")
-    command = ["pytest", "-m", "not slow and not hard", "-q", "--dist=loadfile", "-n2"]
+    command = ["pytest", "-q", "--dist=loadfile", "-n2"]
+    command += ["-m", "not slow and not hard and not browser"]
     command += [f"tests/{name}" for name in tests]
     try:
         return subprocess.run([sys.executable, "-m", *command], env=variables, cwd=root,
@@ -301,7 +302,10 @@ def check_platform() -> None:
 
 
 def lock(releases: Sequence[str]) -> None:
-    """Compile environments/<release>.txt from pyproject.toml, with hashes, without index URL."""
+    """Compile environments/<release>.txt from pyproject.toml, with hashes, without index URL.
+
+    `browser.txt`, which is installed beside the default release's, is compiled with that.
+    """
     root = repo_root()
     if root is None:
         raise ReleaseError("Lock files are made in a checkout of the project: run this there.")
@@ -316,13 +320,20 @@ def lock(releases: Sequence[str]) -> None:
         overrides = root / "environments" / f".overrides-{release}.txt"
         overrides.write_text("\n".join(pins) + "\n")
         try:
-            _uv("pip", "compile", "--quiet", "--universal", "--generate-hashes", "--no-header",
-                "--no-annotate", "--python-version", "3.11", "--overrides", str(overrides),
-                "--constraints", str(root / "environments" / "bootstrap.txt"),
-                *arguments, str(root / "pyproject.toml"),
-                "-o", str(root / "environments" / f"{release}.txt"), cwd=root)  # fmt: skip
+            _compile(root, release, "bootstrap", "--overrides", str(overrides), *arguments,
+                     str(root / "pyproject.toml"))  # fmt: skip
         finally:
             overrides.unlink()
+        if release == reported():
+            _compile(root, "browser", release, "--group", "browser")
+
+
+def _compile(root: Path, name: str, constraints: str, *arguments: str) -> None:
+    folder = root / "environments"
+    _uv("pip", "compile", "--quiet", "--universal", "--generate-hashes", "--no-header",
+        "--no-annotate", "--python-version", "3.11",
+        "--constraints", str(folder / f"{constraints}.txt"), *arguments,
+        "-o", str(folder / f"{name}.txt"), cwd=root)  # fmt: skip
 
 
 def _candidates(release: str) -> Iterator[Path]:
