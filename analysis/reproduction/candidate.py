@@ -84,7 +84,7 @@ class Candidate:
 
 
 def recorded_candidate(trace: RequestTrace) -> Candidate:
-    """Return the workload of a request's trial, sent at the recorded times.
+    """Return the workload of a request's trial, sent and cancelled at the recorded times.
 
     A client sends its next request when the previous one has ended, not before its recorded time.
     Expected texts are left out: answers are compared with the reference decoder's.
@@ -100,6 +100,7 @@ def recorded_candidate(trace: RequestTrace) -> Candidate:
             if not math.isnan(first)
             else 0.0,
             family=value_of(row["family"]) or "",
+            cancel_after_s=row["latency_s"] if row["outcome"] == "cancelled" else None,
         )
         for row in rows.to_dict("records")
     )

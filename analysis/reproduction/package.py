@@ -77,11 +77,12 @@ def write_folder(
     """
     settings = {**settings, "page_count": candidate.page_count}
     config = EngineConfig.from_json(settings)
-    model, sizes = load_model(config.model), config.compiled_batch_sizes
+    model = load_model(config.model, from_positions=config.prefills_from_positions)
+    sizes = config.compiled_batch_sizes
     device, target = devices.resolve(config.device, config.hip_target, config.device_ids)
     vmfb = oracle_of(
         release, model=settings["model"], batch_sizes=sizes, device=config.device,
-        hip_target=config.hip_target,
+        hip_target=config.hip_target, from_positions=config.prefills_from_positions,
     ).compile()  # fmt: skip
     decode = ModelTokenizer(model).decode
     requests = [(r, right[r.id], decode(right[r.id])) for r in candidate.requests]

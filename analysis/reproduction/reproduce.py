@@ -19,6 +19,7 @@ from analysis.reproduction.engines import Attempt, Engines, References, alone
 from analysis.reproduction.search import OnProgress, Search, Step
 from analysis.reproduction.symptom import Symptom, symptom_of
 from analysis.runs.store import Run
+from analysis.shortfin.config import EngineConfig
 from analysis.shortfin.oracle import oracle_of
 from analysis.stats.clustered import Rate, rate
 from analysis.sweep.rerun_solo import engine_config_of, plan_of
@@ -120,6 +121,7 @@ def reproduce(
     oracle = oracle_of(
         release, model=plan["model"], batch_sizes=trial["batch_sizes"], device=plan["device"],
         hip_target=plan["hip_target"],
+        from_positions=EngineConfig.from_json(config).prefills_from_positions,
     )  # fmt: skip
     tokenizer = ModelTokenizer(load_model(Path(plan["model"]) if plan["model"] else None))
     references = References(oracle)

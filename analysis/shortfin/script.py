@@ -27,7 +27,7 @@ OUTCOMES = {
     "engine_died": "the engine dies before it answers a request",
     FROZEN: "the whole process stands still",
 }
-_DTYPES = ("attn_dtype", "kv_cache_dtype")
+_UNWRITTEN = ("attn_dtype", "kv_cache_dtype", "stream")
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def script_of(
     """
     row = row_of(release)
     options = {n: v for n, v in config["options"].items() if n not in _batch_options()}
-    if bad := [name for name in options if name in _DTYPES or not _is_plain(options[name])]:
+    if bad := [name for name in options if name in _UNWRITTEN or not _is_plain(options[name])]:
         raise EngineError(f"The option {bad[0]!r} cannot be written into a script. Remove it.")
     texts = "text-answers" in row.capabilities
     return render(
@@ -91,6 +91,7 @@ def script_of(
         pages=config["page_count"],
         options=options,
         concurrency=concurrency,
+        cancels=any(request.cancel_after_s is not None for request, *_ in requests),
         requests=[
             {**vars(request), "right": text if texts else list(tokens)}
             for request, tokens, text in requests

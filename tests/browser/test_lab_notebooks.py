@@ -10,6 +10,7 @@ from lab_page import LabPage, copy_with, write_notebook
 from support import NEWEST, RELEASES, REPORTED, ROOT
 
 FEW: dict[str, dict[str, Any]] = {
+    "00_debug_one_failure": {},
     "01_reproduce": {"repeats": 2, "concurrency": [1, 4, 8]},
     "02_cache_snapshots": {"rounds": 10},
     "03_evictions": {"repeats": 2, "pages": [64, 40], "rounds": [1]},
