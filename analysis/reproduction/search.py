@@ -68,7 +68,8 @@ class Search:
         self._encode, self._decode = encode, decode
         self._page_count = start.page_count
         self._until = time.monotonic() + budget_s
-        self._known: dict[Candidate, bool] = {}
+        self._known: dict[Candidate, str | None] = {}
+        """The failed request of each tested candidate; None if none failed."""
         self._peers: Collection[str] = ()
 
     def run(self, peers: Collection[str]) -> Candidate:
@@ -114,19 +115,20 @@ class Search:
         if candidate not in self._known:
             self.candidates += 1
             self._known[candidate] = self._tested(candidate)
-        if self._known[candidate]:
-            self.best = candidate
-            self.history.append((candidate, self.failed))
-        return self._known[candidate]
+        if (failed := self._known[candidate]) is None:
+            return False
+        self.best, self.failed = candidate, failed
+        self.history.append((candidate, failed))
+        return True
 
-    def _tested(self, candidate: Candidate) -> bool:
+    def _tested(self, candidate: Candidate) -> str | None:
+        """Return the request that failed on one of a few engines; None if none did."""
         if time.monotonic() > self._until:
             raise OutOfTimeError
         for one in self._engines.attempts(candidate, self.symptom, self._tries, self._until):
             if one.failed and not self._lacks_pages(candidate, one.failed):
-                self.failed = one.failed
-                return True
-        return False
+                return one.failed
+        return None
 
     def _lacks_pages(self, candidate: Candidate, request_id: str) -> bool:
         """Return whether a request fails only because fewer pages than recorded are too few for it.
@@ -156,7 +158,8 @@ class Search:
 
     def _requests(self) -> None:
         for ids in ({self.failed}, self._peers):
-            if 0 < len(ids) < len(self.best.requests) and self._fails(self.best.among(ids)):
+            few = self.best.among(ids)
+            if 0 < len(few.requests) < len(self.best.requests) and self._fails(few):
                 break
         start = self.best
         fewest([r.id for r in start.requests], lambda kept: self._fails(start.among(kept)))
