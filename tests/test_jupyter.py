@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import re
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 from IPython.core.completer import provisionalcompleter
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
+from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell, new_notebook
 from support import NEWEST, REPORTED, ROOT, ChildRunner, run_python
 from synthetic import make_run
 from test_snapshot import snapshot
 
 from analysis.engine.completion import Completion
 from analysis.jupyter import FORMATTERS, html_of
+from analysis.report.execution import execute
 from analysis.runs.derive import failed_requests
 from analysis.runs.store import load_run
 from analysis.workloads.workload import Request, Workload
@@ -34,6 +39,32 @@ def test_a_shell_shows_data_after_the_extension_is_loaded() -> None:
     assert "text/html" not in shell.display_formatter.format(value)[0]
     shell.run_line_magic("load_ext", "analysis.jupyter")
     assert shell.display_formatter.format(value)[0]["text/html"] == html_of(value)
+
+
+def test_a_sweep_in_a_notebook_has_a_bar_and_in_a_report_lines(tmp_path) -> None:
+    cells = [
+        new_code_cell("%load_ext analysis.jupyter"),
+        new_code_cell(f"""
+from analysis.sweep.plan import Plan
+from analysis.sweep.runner import run_sweep
+plan = Plan(releases=({REPORTED!r},), concurrency=(4,), repeats=2)
+run = run_sweep(plan, {str(tmp_path / "run")!r})
+"""),
+    ]
+    notebook = new_notebook(cells=cells)
+    NotebookClient(notebook, timeout=120, kernel_name=f"shortfin-{REPORTED}").execute()
+    [bar] = [o for o in notebook.cells[1].outputs if o.output_type == "display_data"]
+    assert '<progress max="2" value="2"' in bar.data["text/html"]
+    assert not [o for o in notebook.cells[1].outputs if o.output_type == "stream"]
+    source = tmp_path / "swept.ipynb"
+    nbformat.write(new_notebook(cells=cells), source)
+    screen = io.StringIO()
+    done = execute(
+        source, tmp_path / "done.ipynb", kernel=f"shortfin-{REPORTED}", parameters={},
+        run_dir=tmp_path / "run", cell_timeout_s=120, screen=screen,
+    )  # fmt: skip
+    assert done.ok
+    assert "2 of 2 trials are already on disk" in screen.getvalue()
 
 
 def test_data_does_not_draw_itself_and_only_this_package_imports_ipython() -> None:

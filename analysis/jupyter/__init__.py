@@ -6,6 +6,7 @@ imports IPython.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,9 @@ from analysis.jupyter.facts_html import completion_html, engine_html, run_html, 
 from analysis.jupyter.findings_html import finding_html, findings_html
 from analysis.jupyter.images import image_html, show
 from analysis.jupyter.magics import register
+from analysis.jupyter.progress_bar import ProgressBar
 from analysis.jupyter.replay import replay
+from analysis.sweep import progress
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -46,13 +49,15 @@ FORMATTERS: dict[str, Callable[[Any], str]] = {
 
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
-    """Register the formatters and magics (`%load_ext analysis.jupyter`)."""
+    """Register the formatters, magics and progress bar (`%load_ext analysis.jupyter`)."""
     formatter: Any = shell.display_formatter.formatters["text/html"]  # type: ignore[union-attr,unused-ignore]
     for path, render in FORMATTERS.items():
         module, _, name = path.rpartition(".")
         formatter.for_type_by_name(module, name, render)
     formatter.for_type(Image, image_html)
     register(shell)
+    if hasattr(shell, "kernel") and not os.environ.get(progress.LINES):
+        progress.notebook_bar = ProgressBar
 
 
 def html_of(value: object) -> str:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
+
+from analysis.sweep.progress import LINES
 
 # The first death may be a freeze that the engine's watchdog ended: the second try resumes from
 # what is on disk.
@@ -61,7 +65,8 @@ def execute(
     for number in range(1, TRIES + 1):
         progress = _Progress(source, screen)
         before = _dumps(run_dir)
-        problem, died = _attempt(source, target, kernel, parameters, cell_timeout_s, progress)
+        with _printed_lines():
+            problem, died = _attempt(source, target, kernel, parameters, cell_timeout_s, progress)
         progress.end_cell()
         if not died:
             return Execution(_load(target, source), problem, tuple(deaths))
@@ -78,6 +83,18 @@ def execute(
     return Execution(
         _load(target, source), "the kernel died twice", tuple(deaths), kernel_died=True
     )
+
+
+@contextmanager
+def _printed_lines() -> Iterator[None]:
+    """Let sweeps in kernels that start meanwhile print lines, for the screen, and no bar."""
+    before = os.environ.get(LINES)
+    os.environ[LINES] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[LINES]
 
 
 def _attempt(

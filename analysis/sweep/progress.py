@@ -1,10 +1,10 @@
-"""Progress of a sweep: a bar on a terminal, else a line for each trial."""
+"""Progress of a sweep: a bar on a terminal and in a notebook, else a line for each trial."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -14,10 +14,14 @@ from analysis.sweep.estimate import Estimate
 from analysis.sweep.grid import Trial
 
 _REFRESH_S = 0.5
+LINES = "CACHELAB_PROGRESS_LINES"
+"""Environment variable: if it is set, a notebook prints lines, which a report shows."""
+notebook_bar: Callable[[int], Any] | None = None
+"""Makes a bar for so many trials; set by `analysis.jupyter` in a notebook."""
 
 
 class Progress:
-    """Shows running trials, failures and remaining time on stderr."""
+    """Shows running trials, failures and remaining time, on stderr or in a notebook."""
 
     def __init__(
         self, trials: int, estimate: Estimate, *, shown: bool = True, stream: TextIO | None = None
@@ -29,7 +33,9 @@ class Progress:
         self._bar: Any = None
         self._shown = shown
         self._next_s = 0.0
-        if shown and self._stream.isatty():
+        if shown and stream is None and notebook_bar is not None:
+            self._bar = notebook_bar(trials)
+        elif shown and self._stream.isatty():
             from tqdm import tqdm
 
             form = "{desc} {n_fmt}/{total_fmt} trials |{bar}| {elapsed}{postfix}"
