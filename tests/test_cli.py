@@ -84,7 +84,8 @@ def test_help_imports_nothing_heavy():
         (*VALIDATE, "--isolated", "1e300"),
         (*VALIDATE, "--jobs", "0"),
         (*VALIDATE, "--tolerate", "own prefixes:cause=reason"),
-        (*VALIDATE, "--treatments", "lock-cache,lock-cache"),
+        (*VALIDATE, "--treatments", "lock-cache+lock-cache"),
+        (*VALIDATE, "--treatments", "lock-cache,pin-on-lookup"),
         (*VALIDATE, "--max-new-tokens", "257"),
         ("report", "--notebooks", ""),
         ("report", "--notebooks", LONG + ".ipynb"),
@@ -316,7 +317,7 @@ def test_an_explanation_ends_with_what_to_try(cachelab):
     _, output, _ = cachelab("explain", str(sweep), "--no-reference")
     assert output.splitlines()[-1] == (
         "  cachelab sweep --releases 3.1.0 --prefix-sharing none --pages 256 --concurrency 2"
-        " --workload mixed --rounds 1 --repeats 6 --sanitize --treatments none,correct-seq-lens"
+        " --workload mixed --rounds 1 --repeats 8 --treatments none,correct-seq-lens"
     )
     trial = "3.1.0-trie-p256-c2-r1-correct-seq-lens-zero-start-positions-zero-page-tables"
     _, output, _ = cachelab("explain", str(sweep), "r0001", "--trial", trial, "--no-reference")

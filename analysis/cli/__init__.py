@@ -24,6 +24,7 @@ from analysis.cli.show import show
 from analysis.cli.sweep import sweep
 from analysis.cli.treatments import treatments
 from analysis.cli.validate import validate
+from analysis.cli.values import emphasise
 from analysis.core.errors import CachelabError, printable
 
 app = typer.Typer(
@@ -84,10 +85,10 @@ def _main() -> None:
         status = app(standalone_mode=False)
     except CachelabError as error:
         line = str(error).replace("\n", "\\n")  # of a file's name
-        sys.stderr.write(f"{line}\n")
+        emphasise(line, sys.stderr, fg="red")
         sys.exit(1)
     except TyperException as error:
-        sys.stderr.write(f"{error.format_message()}\n")
+        emphasise(error.format_message(), sys.stderr, fg="red")
         sys.exit(2)
     except Abort:  # what Typer makes of Ctrl-C
         sys.exit(130)
@@ -97,7 +98,7 @@ def _main() -> None:
         sys.exit(1)
     except OSError as error:
         place = f"{error.filename} cannot be used" if error.filename else "A file cannot be used"
-        sys.stderr.write(f"{place}: {error.strerror or error}.\n")
+        emphasise(f"{place}: {error.strerror or error}.", sys.stderr, fg="red")
         sys.exit(1)
     sys.exit(status if isinstance(status, int) else 0)
 
@@ -109,7 +110,7 @@ class _Printable:
     """
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+        self._stream = self.raw = stream
 
     def write(self, text: str) -> int:
         bar = "\r" if text.startswith("\r") else ""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from analysis.cli.values import emphasise
 from analysis.core.errors import writing
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def explain(
         request, trial = failed["request_id"].iloc[0], failed["trial_id"].iloc[0]
     explanation = explain_request(loaded, request, trial, reference=reference, alone=alone)
     typer.echo(str(explanation))
-    typer.echo(_what_to_try(explanation))
+    _print_what_to_try(explanation)
     if out is not None:
         typer.echo("\n" + "\n".join(str(file) for file in _write(explanation, out)))
     if not explanation.trace.recorded:
@@ -104,17 +105,17 @@ _FLAGS = {
 """Options of a sweep that a test repeats, by the name in its plan."""
 
 
-def _what_to_try(explanation: Explanation) -> str:
-    """Return the treatments that may remove its findings, and the command that tests them."""
+def _print_what_to_try(explanation: Explanation) -> None:
+    """Print the treatments that may remove its findings, and the command that tests them."""
     from analysis.studies.one_failure import suspects, treated_sweep
 
-    found = suspects(explanation)
-    if not found:
-        return ""
-    lines = [f"  {one.treatment}: {one.hypothesis}" for one in found]
+    if not (found := suspects(explanation)):
+        return
+    typer.echo("\nWhat to try")
+    for one in found:
+        typer.echo(f"  {one.treatment}, against {one.finding}: {one.hypothesis}")
     if explanation.trace.run.manifest.get("plan"):
-        lines.append(f"  {_command(treated_sweep(explanation, found))}")
-    return "\n".join(["\nWhat to try", *lines])
+        emphasise(f"  {_command(treated_sweep(explanation, found))}", sys.stdout, bold=True)
 
 
 def _command(plan: Plan) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from analysis.cli.values import emphasise
 
 if TYPE_CHECKING:
     from analysis.runs.store import Run
@@ -42,4 +45,4 @@ def print_run(run: Run) -> None:
     elif run.events.empty:
         typer.echo("Nothing was recorded, so no failure can be explained: sweep with --sanitize.")
     else:
-        typer.echo(f"Next: cachelab explain {shlex.quote(str(run.path))}")
+        emphasise(f"Next: cachelab explain {shlex.quote(str(run.path))}", sys.stdout, bold=True)

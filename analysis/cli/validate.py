@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from analysis.cli.values import Json, Model, OptionError, numbers, texts
+from analysis.cli.values import Json, Model, OptionError, numbers, one_set
 
 if TYPE_CHECKING:
     from analysis.studies.validation.result import Isolated, Level
@@ -22,7 +22,10 @@ def validate(
     prefix_sharing: Annotated[str, typer.Option(help="none or trie")] = "none",
     treatments: Annotated[
         str,
-        typer.Option(help="changes to the live engine, a,b,c; all: every fix; all-but:a; none"),
+        typer.Option(
+            help="changes to the live engine: one set, names joined by +; all: every fix,"
+            " all-but:NAME: but one; none"
+        ),
     ] = "all",
     confidence: Annotated[float, typer.Option(help="confidence of each level's bound")] = 0.95,
     rate: Annotated[float, typer.Option(help="failure rate that must have shown")] = 0.01,
@@ -84,11 +87,10 @@ def validate(
     from analysis.studies.validation.words import in_words
     from analysis.treatments import expand
 
-    named = () if treatments == "none" else texts(treatments)
     settings = Settings(
         release=release,
         prefix_sharing=prefix_sharing,
-        treatments=expand(named, release, prefix_sharing),
+        treatments=expand(one_set(treatments), release, prefix_sharing),
         confidence=confidence,
         rate=rate,
         levels=numbers("--concurrency", concurrency),

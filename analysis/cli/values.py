@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
-from analysis.core.errors import CachelabError, shown
+from analysis.core.errors import CachelabError, printable, shown
 
 HipTarget = Annotated[
     str | None, typer.Option(help="gfx target to compile for on amdgpu [default: ask]")
@@ -55,6 +56,27 @@ def sets(value: str) -> tuple[tuple[str, ...], ...]:
         () if part == "none" else tuple(name for name in part.split("+") if name)
         for part in texts(value)
     )
+
+
+def one_set(value: str) -> tuple[str, ...]:
+    """Return the names of one set, `a+b`. Raises OptionError for several sets."""
+    found = sets(value)
+    if len(found) > 1:
+        raise OptionError(
+            f"`--treatments` takes one set here, not {len(found)}: join the names with +, as in"
+            f" {'+'.join(texts(value))}."
+        )
+    return found[0] if found else ()
+
+
+def emphasise(text: str, stream: TextIO, **style: Any) -> None:
+    """Write a line in a style of `typer.style` if the stream is a terminal, else as it is."""
+    if stream.isatty() and "NO_COLOR" not in os.environ:
+        # Around the stream that escapes control sequences.
+        raw: TextIO = getattr(stream, "raw", stream)
+        raw.write(typer.style(printable(text), **style) + "\n")
+    else:
+        stream.write(text + "\n")
 
 
 def named(flag: str, values: Sequence[str]) -> dict[str, Any]:

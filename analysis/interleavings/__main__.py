@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--prefix-sharing", default="trie", help="none or trie")
     parser.add_argument(
-        "--treatments", default="", help="names separated by commas; all: every fix; all-but:NAME"
+        "--treatments", default="", help="names joined by +; all: every fix; all-but:NAME"
     )
     parser.add_argument("--scenario", action="append", help="only this scenario; can be repeated")
     parser.add_argument("--workers", default="2,3", help="numbers of workers of the scenarios")
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--replay", metavar="SCHEDULE", help="run this schedule instead")
     options = parser.parse_args(arguments)
-    named = [name for name in options.treatments.split(",") if name]
+    named = [name for name in options.treatments.split("+") if name]
     try:
         treatments = expand(named, installed_release() or "", options.prefix_sharing)
         if options.replay is not None:

@@ -132,7 +132,7 @@ for line in (["--scenario", "equal prompts", "--replay", reply["found"][1][0] an
               next(str(f.schedule) for f in result.failures
                    if (f.rule, f.scenario) == ("padding-page-allocated", "equal prompts"))],
              ["--scenario", "equal prompts", "--prefix-sharing", "none", "--json",
-              "--treatments", "reserve-padding-page,big-pool"],
+              "--treatments", "reserve-padding-page+big-pool"],
              ["--scenario", "nonsense"], ["--treatments", "nonsense"],
              ["--prefix-sharing", "some"], ["--scenario", "churn", "--replay", "A.dance"],
              ["--scenario", "churn", "--replay", "Z.acquire"]):
