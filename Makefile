@@ -63,7 +63,7 @@ test-releases: setup ## Run the tests of an engine on other releases than test d
 test-hard: setup ## Run the tests that kill sweeps and start engines by the hundred, for half an hour (ARGS=...)
 	@$(BIN)/python -m pytest -m hard $(ARGS)
 
-test-browser: chromium setup $(VENV)/.browser ## Run the tests that use JupyterLab and the pages in Chromium, for ten minutes (ARGS=...)
+test-browser: chromium setup $(VENV)/.browser ## Run the tests that use JupyterLab and the pages in Chromium, for 10 to 20 minutes (ARGS=...)
 	@CACHELAB_CHROMIUM="$(CHROMIUM)" $(BIN)/python -m pytest -m browser $(ARGS) tests/browser
 
 lab: setup ## Start JupyterLab on 127.0.0.1, with a kernel for each release (ARGS=--allow-root in a container)
