@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from lab_page import DEADLINE_S, LabPage
-from support import CHILD_ENVIRONMENT, REPORTED, ROOT
+from support import CHILD_ENVIRONMENT, RELEASES, ROOT
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -125,8 +125,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recorded = ROOT / "data" / "recorded"
     (run,) = (recorded / "04_first_wrong_step-3.1.0").glob("small-*")
     for command in (
-        ["report", "--notebooks", "all", "--releases", REPORTED, "--recorded", str(recorded),
-         "--out", str(place)],
+        ["report", "--notebooks", "all", "--releases", ",".join(RELEASES),
+         "--recorded", str(recorded), "--out", str(place)],
         ["explain", str(run), "--no-reference", "--out", str(place)],
     ):  # fmt: skip
         done = subprocess.run([cachelab, *command], cwd=ROOT, capture_output=True, text=True)

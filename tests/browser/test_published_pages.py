@@ -4,6 +4,7 @@ printable, and accessible by the rules of axe-core.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -49,7 +50,7 @@ def asked_elsewhere(page: Page, file: Path) -> list[str]:
     page.goto(file.as_uri())
     page.evaluate(OPEN_ALL)
     for frame in page.frames[1:]:
-        frame.locator("body", has_text="event").wait_for()
+        frame.locator("body", has_text=re.compile("event|requests")).wait_for()
     return [url for url in asked if not url.startswith((file.as_uri(), "data:", "about:srcdoc"))]
 
 
