@@ -45,7 +45,8 @@ from analysis.workloads.named import make_workload
 
 config = EngineConfig(prefix_sharing=SHARING, options=OPTIONS, serialise_invocations=True)
 with Engine(config) as engine, observe(engine) as recording, sanitize(engine) as findings:
-    requests = engine.run(make_workload(WORKLOAD, count=16, seed=3), concurrency=CONCURRENCY)
+    workload = make_workload(WORKLOAD, count=16, seed=3, max_new_tokens=TOKENS)
+    requests = engine.run(workload, concurrency=CONCURRENCY)
 prefills = recording.invocations.query("phase == 'prefill'")
 starts = prefills["start_positions"]
 say({
@@ -59,10 +60,10 @@ say({
 
 def checked(
     child: ChildRunner, release: str, workload: str, sharing: str = "none", concurrency: int = 4,
-    **options: object,
+    tokens: int = 15, **options: object,
 ):  # fmt: skip
     given = {"OPTIONS": options, "SHARING": sharing, "WORKLOAD": workload}
-    settings = {**given, "CONCURRENCY": concurrency}
+    settings = {**given, "CONCURRENCY": concurrency, "TOKENS": tokens}
     lines = [f"{name} = {value!r}\n" for name, value in settings.items()]
     reply = child(release, "".join(lines) + CHECKED).reply
     assert reply["faults"] == 0
@@ -114,7 +115,7 @@ def test_chunks_need_start_positions() -> None:
 
 
 def test_a_client_may_leave(child: ChildRunner, release: str) -> None:
-    reply = checked(child, release, "cancelled")
+    reply = checked(child, release, "cancelled", tokens=80)  # these take longer than a client stays
     assert reply["outcomes"]["cancelled"] >= 2
     # Requests whose clients left keep their places for a while, so others may be rejected.
     assert set(reply["outcomes"]) <= {"ok", "wrong", "cancelled", "rejected"}
