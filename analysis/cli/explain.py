@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from analysis.cli.values import emphasise
+from analysis.cli.values import RequestId, TrialId, emphasise
 from analysis.core.errors import writing
 
 if TYPE_CHECKING:
@@ -25,12 +25,8 @@ _LISTED = 10
 
 def explain(
     run: Annotated[Path, typer.Argument(help="a run's directory, swept with --sanitize/--observe")],
-    request: Annotated[
-        str | None, typer.Argument(help="a request's id, such as r0003 [default: the first failed]")
-    ] = None,
-    trial: Annotated[
-        str | None, typer.Option(help="its trial, where several have a request of that name")
-    ] = None,
+    request: RequestId = None,
+    trial: TrialId = None,
     out: Annotated[
         Path | None, typer.Option(help="where to write explanation.png and explanation.html")
     ] = None,

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from analysis.cli.values import RequestId, TrialId
+
 if TYPE_CHECKING:
     from analysis.reproduction import Reproduction
     from analysis.reproduction.package import ScriptRun
@@ -24,12 +26,8 @@ class Format(StrEnum):
 
 def reproduce(
     run: Annotated[Path, typer.Argument(help="a run's directory, best swept with --sanitize")],
-    request: Annotated[
-        str | None, typer.Argument(help="a request's id, such as r0003 [default: the first failed]")
-    ] = None,
-    trial: Annotated[
-        str | None, typer.Option(help="its trial, where several have a request of that name")
-    ] = None,
+    request: RequestId = None,
+    trial: TrialId = None,
     finding: Annotated[
         str | None, typer.Option(help="another finding of it than the first: 'RULE (CAUSE)'")
     ] = None,

@@ -22,6 +22,12 @@ Model = Annotated[
         help="a model's directory, or an imported model's name [default: the counting model]"
     ),
 ]
+RequestId = Annotated[
+    str | None, typer.Argument(help="a request's id, such as r0003 [default: the first failed]")
+]
+TrialId = Annotated[
+    str | None, typer.Option(help="its trial, where several have a request of that name")
+]
 
 
 class OptionError(CachelabError):

@@ -156,7 +156,7 @@ def _oracle(plan: Plan, release: str, **settings: Any) -> Oracle:
 def _compile(plan: Plan) -> None:
     """Compile the programs of modes beforehand, so that no trial's deadline includes it."""
     needed = set()
-    for trial in plan.trials():
+    for trial in {(trial.release, trial.options): trial for trial in plan.trials()}.values():
         config = EngineConfig.from_json(plan.engine_config(trial))
         sizes = tuple(config.compiled_batch_sizes)
         if (sizes, config.prefills_from_positions) != (plan.batch_sizes, False):

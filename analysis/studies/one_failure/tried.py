@@ -12,12 +12,12 @@ import pandas as pd
 
 from analysis.runs.schema import FAILURES
 from analysis.runs.tables import arm_of
+from analysis.shortfin.config import PHASES, EngineConfig
 from analysis.stats.bounds import holm
 from analysis.stats.clustered import Rate, engines_needed, rate
 from analysis.stats.paired import Paired, pair, paired, spread
 
 ALPHA = 0.05
-_PHASES = ("prefill_batch_sizes", "decode_batch_sizes")
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,6 @@ def _has_room(trials: pd.DataFrame) -> bool:
     """Return whether an engine has a row of a batch for each client."""
     rows = []
     for sizes, options in zip(trials["batch_sizes"], trials["options"], strict=True):
-        known = json.loads(options or "{}")
-        rows.append(min(max(known.get(phase, sizes)) for phase in _PHASES))
+        config = EngineConfig(batch_sizes=sizes, options=json.loads(options or "{}"))
+        rows.append(min(max(config.batch_sizes_of(phase)) for phase in PHASES))
     return bool((trials["concurrency"] <= rows).all())
