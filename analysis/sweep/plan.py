@@ -178,6 +178,15 @@ class Plan:
         if self.device_ids:
             devices.resolve(self.device, self.hip_target, self.device_ids)
 
+    @classmethod
+    def from_manifest(cls, plan: Mapping[str, Any], **changes: Any) -> Plan:
+        """Return the plan in a run's manifest, with changes; what no plan has is left out.
+
+        Raises PlanError, EngineError or TypeError for values of another version.
+        """
+        known = {name: _hashable(plan[name]) for name in cls.__dataclass_fields__ if name in plan}
+        return cls(**{**known, **changes})
+
     def _check_size(self) -> None:
         """Raise PlanError for a plan that is too large."""
         axes = (self.releases, self.prefix_sharing, self.pages, self.concurrency, self.treatments,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -224,16 +224,10 @@ def _planned(plan: Mapping[str, Any], idle: set[str]) -> int | None:
     """Return the number of trials of a plan; None if unknown."""
     from analysis.sweep.plan import Plan
 
-    names = {field.name for field in fields(Plan)}
     try:
-        values = {name: _frozen(value) for name, value in plan.items() if name in names}
-        return len(Plan(**values).trials(idle))
+        return len(Plan.from_manifest(plan).trials(idle))
     except (CachelabError, TypeError, ValueError, AttributeError):
         return None  # of another version, or of a missing model
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def _list(value: Any) -> list[Any]:

@@ -99,16 +99,10 @@ def treated_sweep(explanation: Explanation, found: Sequence[Suspect]) -> Plan:
     had, names = arm_of(trial["treatments"]), [one.treatment for one in found]
     arms = [had, *((*had, name) for name in names)]
     arms += [(*had, *names)] if len(names) > 1 else []
-    own = {
-        "releases": (trial["release"],), "prefix_sharing": (trial["prefix_sharing"],),
-        "pages": (trial["page_count"],), "concurrency": (trial["concurrency"],),
-        "workload": trial["workload"], "treatments": tuple(arms), "sanitize": False,
-        "observe": "nothing",
-        "repeats": engines_to_reach(len(arms) - 1) + _SPARE,
-    }  # fmt: skip
-    kept = {name: value for name, value in plan.items() if name in Plan.__dataclass_fields__}
-    return Plan(**{**kept, **own, "axes": {}, "options": _options(trial)})
-
-
-def _options(trial: Any) -> dict[str, Any]:
-    return dict(json.loads(trial["options"] or "{}"))
+    return Plan.from_manifest(
+        plan, releases=(trial["release"],), prefix_sharing=(trial["prefix_sharing"],),
+        pages=(trial["page_count"],), concurrency=(trial["concurrency"],),
+        workload=trial["workload"], treatments=tuple(arms), sanitize=False, observe="nothing",
+        repeats=engines_to_reach(len(arms) - 1) + _SPARE, axes={},
+        options=json.loads(trial["options"] or "{}"),
+    )  # fmt: skip
